@@ -1,0 +1,173 @@
+"""The verb `nachim fit`: a table of finished runs in, a scaling law with intervals out."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from nachim.law import Observations, Study, isoflop, read, study
+from nachim.law.forms import Scale
+from nachim.law.interval import LARGEST_FACTOR
+from nachim.spec.error import UserError
+
+MEANING = {
+    "E": "loss that no scale removes (the entropy of text)",
+    "A": "size of the model-scale term",
+    "B": "size of the data term",
+    "alpha": "how fast a larger model lowers the loss",
+    "beta": "how fast more tokens lower the loss",
+    "k": "coupling of model and data; 1 is Chinchilla's law",
+}
+
+
+def fit(
+    obs: Annotated[Path, tyro.conf.Positional],
+    holdout: Path | None = None,
+    law: Literal["auto", "chinchilla", "coupled"] = "auto",
+    scale: Literal["params", "flops_per_token"] | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> int:
+    """Fit a scaling law to finished runs: how loss falls with model scale and with tokens.
+
+    OBS is a CSV or parquet table, one row a run, with the columns `tokens`, `loss` and `params` or
+    `flops_per_token` (optional: `flops`, `lr`, `batch_tokens`, `seed`, `group`, `weight`).
+
+    The cheap runs forecast the dearer ones first; the law with the smaller miss is chosen, and its intervals
+    are stretched until they would have covered those forecasts. A change of regime in the runs is reported:
+    no law forecasts across it.
+
+    Example: nachim fit ladder.csv --holdout big.csv --json
+
+    Args:
+        obs: Table of finished runs to fit.
+        holdout: Table of other runs, not fitted, on which error and interval coverage are measured.
+        law: chinchilla is E + A·x^-alpha + B·D^-beta; coupled is E + (A·x^-alpha + B·D^-beta)^k;
+            auto takes the one that forecasts better.
+        scale: What x is; by default flops_per_token (M) where that column is present, else params (N).
+        seed: Seed of the bootstrap.
+        json: Print one JSON object instead of tables.
+    """
+    runs = read(obs)
+    unseen = read(holdout) if holdout else None
+    if unseen is not None:
+        unseen.x(scale or runs.scales[0])
+    summary = summarise(study(runs, law=law, scale=scale, seed=seed), runs, unseen)
+    if json:
+        print(jsonlib.dumps(summary))
+    else:
+        _show(summary)
+    return 0
+
+
+def summarise(reading: Study, runs: Observations, unseen: Observations | None) -> dict[str, Any]:
+    """Everything `nachim fit` reports, as plain JSON values; errors and widths in percent."""
+    best = reading.fit
+    second = _second_opinion(runs, best.scale, reading.seed)
+    return {
+        "law": best.law.name,
+        "formula": best.law.formula,
+        "scale": best.scale,
+        "coefficients": reading.coefficients,
+        "interval90": {name: list(ends) for name, ends in reading.interval90.items()},
+        "objective": best.objective,
+        "exponents": reading.exponents,
+        "exponents_interval90": {name: list(ends) for name, ends in reading.exponents_interval90.items()},
+        "train": {"n": best.n, "mape": best.mape},
+        "holdout": None if unseen is None else _held_out(reading, unseen),
+        "rollout_error": dict(reading.errors),
+        "noise": 100 * reading.noise,
+        "conformal_factor": reading.factor,
+        "isoflop": second,
+        "regime": reading.regime
+        and {"flops": reading.regime.flops, "percent": reading.regime.percent, "reason": str(reading.regime)},
+        "starts": {"tried": best.starts, "at_best": best.starts_at_best},
+        "condition": best.condition,
+        "seconds": best.seconds,
+        "warnings": _warnings(reading),
+    }
+
+
+def _held_out(reading: Study, unseen: Observations) -> dict[str, float]:
+    point, low, high = reading.predict(unseen.x(reading.fit.scale), unseen.tokens)
+    return {
+        "n": len(unseen),
+        "mape": float(100 * np.mean(np.abs(point / unseen.loss - 1))),
+        "coverage90": float(100 * np.mean((low <= unseen.loss) & (unseen.loss <= high))),
+        "median_width": float(100 * np.median((high - low) / point)),
+    }
+
+
+def _second_opinion(runs: Observations, scale: Scale, seed: int) -> dict[str, Any]:
+    try:
+        curves = isoflop(runs, scale, seed)
+    except UserError as error:
+        return {"exponent": None, "reason": str(error)}
+    return {
+        "exponent": curves.exponent,
+        "interval90": list(curves.exponent_interval90),
+        "budgets": len(curves.minima),
+        "at_edge": sum(minimum.at_edge for minimum in curves.minima),
+    }
+
+
+def _warnings(reading: Study) -> list[str]:
+    best, found = reading.fit, []
+    if reading.regime:
+        found.append(f"change of regime: {reading.regime}; do not forecast across it")
+    if not reading.errors:
+        found.append("too few runs for a rollout: the law was not tested on dearer runs, nor its intervals calibrated")
+    if reading.factor >= LARGEST_FACTOR:
+        found.append(f"the rollouts asked for intervals more than {LARGEST_FACTOR:g} times as wide: expect misses")
+    if best.at_bound:
+        found.append(f"{', '.join(best.at_bound)} lies at the edge of its allowed range: these runs do not fix it")
+    if best.condition > 1e4:
+        found.append(f"condition number {best.condition:.0e}: trust predictions, not single coefficients")
+    if best.starts_at_best < 2:
+        found.append(f"only one of {best.starts} starts reached the best fit: there may be a better one")
+    return found
+
+
+def _show(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{summary['law']} law: loss = {summary['formula']}, x = {summary['scale']}", title_justify="left")
+    for head, side in (("", "left"), ("value", "right"), ("90 % interval", "right"), ("what it is", "left")):
+        table.add_column(head, justify=side)  # type: ignore[arg-type]
+    for name, value in summary["coefficients"].items():
+        low, high = summary["interval90"][name]
+        table.add_row(name, f"{value:.4g}", f"{low:.4g} to {high:.4g}", MEANING[name])
+    for name, value in summary["exponents"].items():
+        low, high = summary["exponents_interval90"][name]
+        grows = "scale" if name == "model" else "tokens"
+        table.add_row(f"{name} exponent", f"{value:.3f}", f"{low:.3f} to {high:.3f}", f"optimal {grows} ∝ C^{value:.3f}")
+    console.print(table)
+    for line in _lines(summary):
+        console.print(line, highlight=False, markup=False)
+
+
+def _lines(summary: dict[str, Any]) -> list[str]:
+    train, held, second = summary["train"], summary["holdout"], summary["isoflop"]
+    lines = [
+        f"fitted: {train['n']} runs, mean error {train['mape']:.2f} %, {summary['seconds']:.2f} s, "
+        f"{summary['starts']['at_best']} of {summary['starts']['tried']} starts agree"
+    ]
+    for name, error in summary["rollout_error"].items():
+        lines.append(f"rollouts (cheap runs forecast dearer ones): {name} misses by {error:.2f} % on average")
+    if held:
+        lines.append(
+            f"held out: {held['n']} runs, mean error {held['mape']:.2f} %, {held['coverage90']:.0f} % inside their "
+            f"90 % interval, of median width {held['median_width']:.2f} %"
+        )
+    if second["exponent"] is None:
+        lines.append(f"IsoFLOP second opinion: none ({second['reason']})")
+    else:
+        low, high = second["interval90"]
+        lines.append(f"IsoFLOP second opinion: optimal scale ∝ C^{second['exponent']:.3f} ({low:.3f} to {high:.3f})")
+    return lines + [f"warning: {text}" for text in summary["warnings"]]

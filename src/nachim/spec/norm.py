@@ -1,0 +1,21 @@
+"""Normalisation parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nachim.spec.part import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSNorm(Part):
+    """Root-mean-square normalisation with a gain (arXiv 1910.07467), before each sublayer and before the head."""
+
+    eps: float = 1e-6
+
+    def check(self) -> None:
+        self.require_positive("eps")
+
+    def params(self, width: int) -> int:
+        """One gain a channel."""
+        return width

@@ -1,0 +1,58 @@
+"""A whole run: the value that is trained, hashed, stored and compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nachim.spec.data import Data
+from nachim.spec.model import Decoder
+from nachim.spec.part import Part
+from nachim.spec.train import Train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation(Part):
+    """Validation loss over `tokens` tokens spread over the held-out split, `times` times at even steps of the run."""
+
+    tokens: int = 131_072
+    times: int = 1
+
+    def check(self) -> None:
+        self.require_positive("tokens", "times")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Part):
+    """Everything that decides the weights, and how they are judged."""
+
+    model: Decoder
+    data: Data
+    train: Train
+    validation: Validation = Validation()
+
+    def check(self) -> None:
+        if self.model.vocab_size != self.data.tokenizer.vocab_size:
+            self.refuse(
+                "model", f"has vocab_size={self.model.vocab_size}, data {self.data.tokenizer.vocab_size}"
+            )
+        for name in ("batch_tokens", "micro_batch_tokens"):
+            tokens = getattr(self.train, name)
+            if tokens is not None and tokens % self.data.seq_len:
+                self.refuse(
+                    "train", f"has {name}={tokens}, which is not whole sequences of {self.data.seq_len}"
+                )
+
+    @property
+    def flops_per_token(self) -> int:
+        """M of the model at this run's context, FLOP/token."""
+        return self.model.flops_per_token(self.data.seq_len)
+
+    @property
+    def flops(self) -> int:
+        """C = M * D: training FLOP, the head apart."""
+        return self.flops_per_token * self.train.tokens
+
+    @property
+    def head_flops(self) -> int:
+        """Training FLOP of the output head."""
+        return self.model.head_flops_per_token * self.train.tokens

@@ -1,0 +1,112 @@
+"""How weights come from tokens: optimizer, schedule, precision, length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nachim.spec.part import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Part):
+    """Adam with decoupled weight decay (arXiv 1711.05101): each step shrinks matrices by `lr * weight_decay`.
+
+    Gains (one-dimensional parameters) are not decayed.
+    """
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+    def check(self) -> None:
+        self.require_positive("lr", "eps")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                self.refuse(name, f"is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.weight_decay < 0:
+            self.refuse("weight_decay", f"is {self.weight_decay}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Part):
+    """Base of learning-rate schedules: a linear warm-up over `warmup_tokens`, then the part's own course."""
+
+    warmup_tokens: int = 0
+
+    def check(self) -> None:
+        if self.warmup_tokens < 0:
+            self.refuse("warmup_tokens", f"is {self.warmup_tokens}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """Half a cosine from the peak down to `final` of it at the last token (arXiv 1608.03983, eq. 5, one cycle)."""
+
+    final: float = 0.1
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.final <= 1:
+            self.refuse("final", f"is {self.final}; it must be between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiStep(Schedule):
+    """The peak until 80 % of the tokens, 31.6 % of it until 90 %, then 10 % (DeepSeek LLM, arXiv 2401.02954, sec. 2.3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WSD(Schedule):
+    """Warm up, stay, then decay linearly to zero over the last `decay` of the tokens (arXiv 2405.18392).
+
+    Until its decay begins a run is the same, bit for bit, as any longer run of the same recipe.
+    """
+
+    decay: float = 0.2
+
+    def check(self) -> None:
+        super().check()
+        if not 0 < self.decay <= 1:
+            self.refuse("decay", f"is {self.decay}; it must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Part):
+    """One training run: `tokens` in steps of `batch_tokens`, gradients clipped to the norm `clip`.
+
+    `micro_batch_tokens` splits a step's batch without changing its gradient, to save memory. `precision` is that of the
+    matrix multiplications; weights and optimizer state are always kept in fp32.
+    """
+
+    tokens: int
+    batch_tokens: int
+    optimizer: AdamW
+    schedule: Schedule
+    clip: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batch_tokens: int | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        self.require_positive("tokens", "batch_tokens", "clip")
+        if self.tokens % self.batch_tokens:
+            near = max(1, round(self.tokens / self.batch_tokens)) * self.batch_tokens
+            self.refuse("tokens", f"is {self.tokens}; it must be whole steps of batch_tokens, such as {near}")
+        if self.micro_batch_tokens is not None and (
+            self.micro_batch_tokens < 1 or self.batch_tokens % self.micro_batch_tokens
+        ):
+            self.refuse(
+                "micro_batch_tokens", f"is {self.micro_batch_tokens}; it must divide {self.batch_tokens}"
+            )
+        if self.schedule.warmup_tokens > self.tokens:
+            self.refuse(
+                "schedule", f"warms up for {self.schedule.warmup_tokens} tokens of only {self.tokens}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.tokens // self.batch_tokens

@@ -1,0 +1,1 @@
+"""Weights from tokens: one loop, handed a batch source and a loss."""

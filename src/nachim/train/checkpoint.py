@@ -1,0 +1,96 @@
+"""Checkpoints: safetensors for the weights, torch's distributed checkpoint for the optimizer, renamed into place whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file, save_file
+
+from nachim.spec import UserError
+from nachim.spec.disk import full_disk_is_an_error
+from nachim.train.step import Stepper
+
+PREFIX = "step-"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: steps taken, and seconds spent on them over all its sittings."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+def path_at(root: Path, step: int) -> Path:
+    """Folder of the checkpoint after `step` steps under `root`."""
+    return root / f"{PREFIX}{step:09d}"
+
+
+def latest(root: Path) -> Path | None:
+    """The newest whole checkpoint under `root`; None when there is none."""
+    return max(root.glob(f"{PREFIX}*"), default=None)
+
+
+def save(root: Path, stepper: Stepper, progress: Progress, keep: frozenset[int]) -> Path:
+    """Write a checkpoint and then remove older ones whose step is not in `keep`. Raises UserError on a full disk."""
+    final = path_at(root, progress.step)
+    temporary = root / f".{final.name}.{os.getpid()}.tmp"
+    with full_disk_is_an_error(final):
+        try:
+            if not final.exists():
+                temporary.mkdir(parents=True)
+                save_file(_contiguous(stepper), temporary / "weights.safetensors")
+                state = {"optimizer": stepper.optimizer.state_dict(), "progress": vars(progress)}
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # it says that one process saves: so it does
+                    dcp.save(state, checkpoint_id=temporary / "state", no_dist=True)
+                os.replace(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    prune(root, keep | {progress.step})
+    return final
+
+
+def prune(root: Path, keep: frozenset[int]) -> None:
+    """Remove every checkpoint under `root` whose step is not in `keep`, and what a killed process left half-written."""
+    for old in root.glob(f"{PREFIX}*"):
+        if int(old.name.removeprefix(PREFIX)) not in keep:
+            shutil.rmtree(old, ignore_errors=True)
+    for left in root.glob(f".{PREFIX}*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def load(path: Path, stepper: Stepper) -> Progress:
+    """Put the state of `path` into `stepper`. Raises UserError when it is not a checkpoint of the same shapes."""
+    try:
+        weights = load_file(path / "weights.safetensors")
+        _materialise(stepper)
+        progress = Progress()
+        state = {"optimizer": stepper.optimizer.state_dict(), "progress": vars(progress)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            dcp.load(state, checkpoint_id=path / "state", no_dist=True)
+        stepper.masters.load(weights)
+        stepper.optimizer.load_state_dict(state["optimizer"])
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"cannot resume from {path}: {error}; remove that folder to start from an older one") from error
+    return Progress(**state["progress"])
+
+
+def _contiguous(stepper: Stepper) -> dict:
+    return {name: weight.contiguous() for name, weight in stepper.masters.state().items()}
+
+
+def _materialise(stepper: Stepper) -> None:
+    """Give the optimizer its state tensors, so that the checkpoint is read into tensors of the right shapes."""
+    for weight in stepper.masters.weights:
+        weight.grad = weight.new_zeros(weight.shape)
+    for group in stepper.optimizer.param_groups:
+        group["lr"] = 0.0
+    stepper.optimizer.step()
+    stepper.optimizer.zero_grad()

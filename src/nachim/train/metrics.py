@@ -1,0 +1,51 @@
+"""The metrics of a run: one row a step, kept as parquet beside its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nachim.spec.disk import replacing
+
+SCHEMA = pa.schema(
+    {
+        "step": pa.int64(),
+        "tokens": pa.int64(),
+        "loss": pa.float64(),
+        "lr": pa.float64(),
+        "grad_norm": pa.float64(),
+        "seconds": pa.float64(),
+        "validation_loss": pa.float64(),
+        "bpb": pa.float64(),
+    }
+)
+"""`step` counts steps taken, `tokens` those seen after it; `loss` is nat/token before the update, `seconds` of the step;
+`validation_loss` (nat/token) and `bpb` only on the steps after which they were measured."""
+
+
+class Metrics:
+    """Rows in memory, written whole and atomically at each `flush`."""
+
+    def __init__(self, path: Path, steps: int) -> None:
+        """Take up the rows of the first `steps` steps of an earlier sitting, if `path` holds any."""
+        self.path = path
+        rows = pq.read_table(path).to_pylist() if steps and path.exists() else []
+        self.rows: list[dict[str, float | None]] = [row for row in rows if row["step"] <= steps]
+
+    def add(self, **row: float | None) -> None:
+        """Append one row."""
+        self.rows.append(row)
+
+    def flush(self) -> None:
+        """Write all rows to disk."""
+        with replacing(self.path) as temporary:
+            pq.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA), temporary)
+
+    def last_validation(self) -> dict[str, float]:
+        """The newest measured validation, by name; empty when none was measured."""
+        for row in reversed(self.rows):
+            if row.get("validation_loss") is not None:
+                return {"loss": row["validation_loss"], **({} if row["bpb"] is None else {"bpb": row["bpb"]})}
+        return {}
