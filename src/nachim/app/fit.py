@@ -137,7 +137,10 @@ def _show(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table(title=f"{summary['law']} law: loss = {summary['formula']}, x = {summary['scale']}", title_justify="left")
+    table = Table(
+        title=f"{summary['law']} law: loss = {summary['formula']}, x = {summary['scale']}",
+        title_justify="left",
+    )
     for head, side in (("", "left"), ("value", "right"), ("90 % interval", "right"), ("what it is", "left")):
         table.add_column(head, justify=side)  # type: ignore[arg-type]
     for name, value in summary["coefficients"].items():
@@ -146,7 +149,9 @@ def _show(summary: dict[str, Any]) -> None:
     for name, value in summary["exponents"].items():
         low, high = summary["exponents_interval90"][name]
         grows = "scale" if name == "model" else "tokens"
-        table.add_row(f"{name} exponent", f"{value:.3f}", f"{low:.3f} to {high:.3f}", f"optimal {grows} ∝ C^{value:.3f}")
+        table.add_row(
+            f"{name} exponent", f"{value:.3f}", f"{low:.3f} to {high:.3f}", f"optimal {grows} ∝ C^{value:.3f}"
+        )
     console.print(table)
     for line in _lines(summary):
         console.print(line, highlight=False, markup=False)
@@ -162,8 +167,8 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"rollouts (cheap runs forecast dearer ones): {name} misses by {error:.2f} % on average")
     if held:
         lines.append(
-            f"held out: {held['n']} runs, mean error {held['mape']:.2f} %, {held['coverage90']:.0f} % inside their "
-            f"90 % interval, of median width {held['median_width']:.2f} %"
+            f"held out: {held['n']} runs, mean error {held['mape']:.2f} %, {held['coverage90']:.0f} % "
+            f"inside their 90 % interval, of median width {held['median_width']:.2f} %"
         )
     if second["exponent"] is None:
         lines.append(f"IsoFLOP second opinion: none ({second['reason']})")

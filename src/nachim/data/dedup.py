@@ -13,12 +13,11 @@ from nachim.data.spool import Spool
 SHINGLE_WORDS = 5
 NEAR = 0.5
 CHUNK_BYTES = 1 << 20
+LEAST_BITS, MOST_BITS = 20, 33
 
 # A word is a run of letters, digits, underscores and non-ASCII bytes, whatever its case; 0 separates words.
-_VALUE = np.array(
-    [ord(chr(b).lower()) if b == 95 or b > 127 or chr(b).isalnum() else 0 for b in range(128)] + list(range(128, 256)),
-    dtype=np.uint64,
-)
+_ASCII = [ord(chr(b).lower()) if chr(b).isalnum() or chr(b) == "_" else 0 for b in range(128)]
+_VALUE = np.array([*_ASCII, *range(128, 256)], dtype=np.uint64)
 # Odd factors, so that a product loses nothing modulo 2^64. A word's 257th byte takes the factor of its first.
 _IN_WORD = mix(np.arange(256, dtype=np.uint64)) | np.uint64(1)
 _IN_SHINGLE = mix(np.arange(256, 256 + SHINGLE_WORDS, dtype=np.uint64)) | np.uint64(1)
@@ -58,7 +57,7 @@ class Seen:
     """
 
     def __init__(self, corpus_bytes: int) -> None:
-        bits = min(33, max(20, (32 * corpus_bytes - 1).bit_length()))
+        bits = min(MOST_BITS, max(LEAST_BITS, (32 * corpus_bytes - 1).bit_length()))
         self._shift = np.uint64(64 - bits)
         self._table = np.zeros(1 << (bits - 3), dtype=np.uint8)
         self._skip = np.uint64((1 << max(0, (2 * corpus_bytes - 1).bit_length() - bits)) - 1)

@@ -48,7 +48,7 @@ def prepare(data: Data, cache: Path, progress: Progress | None = None) -> Prepar
     """
     cache, source = Path(cache), open_source(data.corpus)
     known = cache / "known" / f"{_digest(_recipe(data), data.corpus.to_json(), source.listing())}.json"
-    origin = _origin(known)
+    origin = _origin(known) if source.files else None  # without files to look at, only reading it can tell
     if origin and not damage(cache / origin["fingerprint"]):
         _insist(data, origin["fingerprint"])
     else:

@@ -29,7 +29,7 @@ NOT_STDLIB = ("site-packages", "dist-packages", "__pycache__")
 
 @dataclass(frozen=True)
 class Source:
-    """An opened corpus: a `name` for people, the `files` it comes from, and how to `read` its documents."""
+    """An opened corpus: a `name` for people, the `files` it comes from (if any), and how to `read` its documents."""
 
     name: str
     files: tuple[Path, ...]

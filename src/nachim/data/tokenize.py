@@ -18,7 +18,7 @@ EOT = "<|endoftext|>"
 EOT_ID = 0
 # Merges of a few hundred to some ten thousand tokens have settled by then, and training stays within seconds.
 SAMPLE_BYTES = 6_000_000
-BATCH_BYTES = 1_000_000
+BATCH_BYTES = 2_000_000
 # A pair that stands once in the sample is not worth a token.
 MIN_FREQUENCY = 2
 
@@ -49,9 +49,9 @@ def train_tokenizer(spec: BPE, spool: Spool, train: npt.NDArray[np.int64]) -> To
 
 
 def sample(spool: Spool, train: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Evenly spaced documents of `train` that together hold at most `SAMPLE_BYTES`; always one."""
+    """Evenly spaced documents of `train` that together hold at most `SAMPLE_BYTES`, or one that holds more."""
     sizes = spool.sizes
-    stride = max(1, math.ceil(sizes[train].sum() / SAMPLE_BYTES))
+    stride = min(len(train), max(1, math.ceil(sizes[train].sum() / SAMPLE_BYTES)))
     spaced = train[(stride - 1) // 2 :: stride]
     return spaced[: max(1, int(np.searchsorted(np.cumsum(sizes[spaced]), SAMPLE_BYTES, side="right")))]
 

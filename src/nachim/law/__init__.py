@@ -1,4 +1,4 @@
-"""Observations to forecasts: a table of small runs in, the loss and the optimum of a big one out, with intervals.
+"""Observations to forecasts: small runs in, the loss and the optimum of a big one out, with intervals.
 
     from nachim.law import read, study
     reading = study(read("runs.csv"))

@@ -1,4 +1,4 @@
-"""Fitting a law to observations: variable projection for the starts, a batched exact Newton method to finish."""
+"""Fitting a law to observations: variable projection for the starts, then a batched exact Newton method."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Fit:
 
     `coefficients` are in original units; `objective` is the weighted *sum* of Huber losses of log residuals;
     `residuals` (n,) are log(observed / predicted); `condition` is the condition number of the residuals'
-    Jacobian in normalised log coefficients (above 1e4, single coefficients mean little, predictions still do);
-    `starts_at_best` of `starts` reached the best basin; `at_bound` names coefficients pressed against a bound;
-    `point` is the fit in the law's own normalised coordinates; `seconds` is the wall time of the fit.
+    Jacobian in the law's coordinates (above 1e4, single coefficients mean little, predictions still do);
+    `starts_at_best` of `starts` reached the best basin; `at_bound` names coefficients pressed against a
+    bound; `point` is the fit in the law's own normalised coordinates; `seconds` is its wall time.
     """
 
     law: Law
@@ -62,8 +62,8 @@ class Fit:
 
     @property
     def n(self) -> int:
-        """Number of observations."""
-        return len(self.residuals)
+        """Number of observations that count, those of positive weight."""
+        return int((self.sample.weight > 0).sum())
 
     @property
     def exponents(self) -> dict[str, float]:
@@ -74,7 +74,7 @@ class Fit:
     @property
     def mape(self) -> float:
         """Mean absolute percentage error on the observations it was fitted to, in percent."""
-        return float(100 * np.mean(np.abs(np.expm1(-self.residuals))))
+        return float(100 * np.mean(np.abs(np.expm1(-self.residuals[self.sample.weight > 0]))))
 
     def predict(self, x: Array | float, tokens: Array | float) -> Array:
         """Loss at scale `x` (in the fit's scale) and `tokens`."""
@@ -99,12 +99,15 @@ def sample_of(obs: Observations, scale: Scale) -> Sample:
 
 
 def shortfall(sample: Sample, law: Law, kept: Array | None = None) -> str | None:
-    """Why these runs (those with a positive `kept`, or weight) cannot determine the law, or None if they can."""
+    """Why the runs (those of positive `kept`, or weight) cannot determine the law; None if they can."""
     use = (sample.weight if kept is None else kept) > 0
     n, x, tokens = int(use.sum()), _distinct(sample.log_x[use]), _distinct(sample.log_tokens[use])
     budgets = _distinct((sample.log_x + sample.log_tokens)[use])
     if n <= law.size:
-        return f"{n} runs cannot determine the {law.size} coefficients of the {law.name} law: {law.size + 1} would"
+        return (
+            f"{n} runs cannot determine the {law.size} coefficients of the {law.name} law: "
+            f"at least {law.size + 1} are needed"
+        )
     if x < 3 or tokens < 3:
         return (
             f"the runs hold {x} distinct model scales and {tokens} distinct token counts: "
@@ -146,7 +149,7 @@ def starting_points(law: Law, sample: Sample, weight: Array, count: int) -> Arra
 
 
 def _two_positive(u: Array, v: Array, t: Array) -> tuple[Array, Array]:
-    """Least squares t ≈ a·u + b·v along the last axis, with a and b at least a sliver of the other's share."""
+    """Least squares t ≈ a·u + b·v along the last axis, with a and b at least a sliver above 0."""
     uu, vv, uv, ut, vt = ((p * q).sum(-1) for p, q in ((u, u), (v, v), (u, v), (u, t), (v, t)))
     determinant = np.maximum(uu * vv - uv**2, 1e-12 * uu * vv)
     a, b = (vv * ut - uv * vt) / determinant, (uu * vt - uv * ut) / determinant
@@ -186,9 +189,7 @@ def fit(obs: Observations, law: Law, scale: Scale) -> Fit:
     return described(law, scale, sample, points[0], (float(costs[0]), int(reached[0])), started)
 
 
-def described(
-    law: Law, scale: Scale, sample: Sample, point: Array, outcome: tuple[float, int], started: float
-) -> Fit:
+def described(law: Law, scale: Scale, sample: Sample, point: Array, outcome: tuple[float, int], started: float) -> Fit:
     """The Fit for a solved `point`; `outcome` is its objective and the number of starts that reached it."""
     value, slope, _ = law.expand(point, *sample.inputs)
     pressed = (point <= law.low + 1e-9) | (point >= law.high - 1e-9)
@@ -211,4 +212,3 @@ def described(
 def as_floats(theta: Mapping[str, Array]) -> dict[str, float]:
     """Coefficients of one fit as plain numbers."""
     return {name: float(value) for name, value in theta.items()}
-

@@ -64,7 +64,7 @@ class Law(ABC):
 
     @abstractmethod
     def point(self, powers: Array, log_a: Array, log_b: Array, floor: Array) -> Array:
-        """Points (m, size) from `powers` (m, 3) = alpha, beta, k and the logs of A and B, and E, each (m,)."""
+        """Points (m, size) from `powers` (m, 3) = alpha, beta, k; log A, log B and E = `floor`, each (m,)."""
 
     def predict(self, theta: Mapping[str, float | Array], x: Array | float, tokens: Array | float) -> Array:
         """Loss at scale `x` and `tokens` for coefficients `theta` in original units."""
@@ -80,9 +80,7 @@ class Law(ABC):
         alpha, beta = np.asarray(theta["alpha"]), np.asarray(theta["beta"])
         return beta / (alpha + beta), alpha / (alpha + beta)
 
-    def allocation(
-        self, theta: Mapping[str, float | Array], flops: Array | float, scale: Scale
-    ) -> tuple[Array, Array]:
+    def allocation(self, theta: Mapping[str, float | Array], flops: Array | float, scale: Scale) -> tuple[Array, Array]:
         """Scale and tokens that minimise loss at compute `flops` = C (arXiv 2203.15556 eq. 4).
 
         With K = C/6 for `params` and K = C for `flops_per_token`, x = G·K^(beta/(alpha+beta)) and D = K/x,

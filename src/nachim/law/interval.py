@@ -25,9 +25,7 @@ def noise_sd(residuals: Array, size: int) -> float:
     return float(np.sqrt((residuals**2).sum() / max(1, len(residuals) - size)))
 
 
-def bootstrap(
-    law: Law, sample: Sample, points: Array, weights: Array, draws: int, rng: np.random.Generator
-) -> Array:
+def bootstrap(law: Law, sample: Sample, points: Array, weights: Array, draws: int, rng: np.random.Generator) -> Array:
     """Residual bootstrap of several fits at once: refits (m, draws, size) for `points` (m, size).
 
     Row i was fitted with `weights[i]` (n,). Residuals are inflated by their leverage, r/sqrt(1-h), centred,
@@ -48,10 +46,8 @@ def bootstrap(
     return refits.reshape(len(points), draws, law.size)
 
 
-def mixture(
-    predictions: Sequence[Array], shares: Sequence[float], noise: float, rng: np.random.Generator
-) -> Array:
-    """Draws (about draws, n) of log loss: each law's `predictions` (draws, n) in proportion to `shares`, plus noise."""
+def mixture(predictions: Sequence[Array], shares: Sequence[float], noise: float, rng: np.random.Generator) -> Array:
+    """Draws (about draws, n) of log loss: `predictions` (draws, n) of each law by its share, plus noise."""
     most = max(len(p) for p in predictions)
     kept = [p[: round(share * most)] for p, share in zip(predictions, shares, strict=True)]
     pooled = np.concatenate(kept)
@@ -64,17 +60,19 @@ def band(draws: Array, centre: Array, level: float) -> tuple[Array, Array]:
     return np.maximum(centre - low, 0), np.maximum(high - centre, 0)
 
 
-def conformal_factor(scores: Array, level: float = 0.9) -> float:
+def conformal_factor(scores: Array, far: Array, level: float = 0.9) -> float:
     """The stretch that would have covered `level` of the rollouts, within [1, LARGEST_FACTOR].
 
-    `scores` (m,) are |error| over half-width; the quantile is ceil((m + 1)·level)/m (split conformal
-    prediction, arXiv 2107.07511 section 1; the forecasts of one cut are not independent, so its guarantee is
-    approximate here, and coverage is tested instead). Without scores the factor is 1.
+    `scores` (m,) are |error| over half-width, weighted by how `far` (m,) each forecast extrapolated: the
+    factor is for extrapolation. The quantile is ceil((m + 1)·level)/m (split conformal prediction, arXiv
+    2107.07511 section 1, weighted as in arXiv 1904.06019). The forecasts of one cut are not independent, so
+    its guarantee is only approximate here, and coverage is tested. Without scores the factor is 1.
     """
     if not len(scores):
         return 1.0
     rank = min(1.0, math.ceil((len(scores) + 1) * level) / len(scores))
-    return float(np.clip(np.quantile(scores, rank), 1.0, LARGEST_FACTOR))
+    stretch = np.quantile(scores, rank, weights=far, method="inverted_cdf")
+    return float(np.clip(stretch, 1.0, LARGEST_FACTOR))
 
 
 def quantiles(values: Array, level: float = 0.9) -> tuple[float, float]:

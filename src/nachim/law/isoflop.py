@@ -20,7 +20,7 @@ NEAR = 0.05
 class Minimum:
     """The lowest point of one budget's parabola: optimal scale `x` and its `loss` at compute `flops`.
 
-    `at_edge`: it lies outside the scales that were run (or there is none), so it is left out of the power law.
+    `at_edge`: it lies outside the scales that were run, or there is none; the power law leaves it out.
     """
 
     flops: float
@@ -93,8 +93,8 @@ def isoflop(obs: Observations, scale: Scale, seed: int = 0, draws: int = 500) ->
     inside = [p for p, m in zip(parabolas, minima, strict=True) if not m.at_edge]
     if len(inside) < 3:
         raise UserError(
-            f"{len(inside)} budgets have a minimum inside the scales that were run: an IsoFLOP reading needs 3, "
-            f"each with {FEWEST} runs of other scales around it"
+            f"{len(inside)} budgets have a minimum inside the scales that were run: an IsoFLOP reading "
+            f"needs 3, each with {FEWEST} runs of other scales around it"
         )
     log_c = np.log([p.flops for p in inside])
     slope, level = np.polyfit(log_c, np.log([m.x for m in minima if not m.at_edge]), 1)

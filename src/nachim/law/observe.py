@@ -15,8 +15,16 @@ from nachim.spec.disk import replacing
 from nachim.spec.error import UserError, nearest
 
 NUMERIC = (
-    "tokens", "loss", "params", "flops_per_token", "flops", "lr", "batch_tokens", "seed", "weight",
-)  # fmt: skip
+    "tokens",
+    "loss",
+    "params",
+    "flops_per_token",
+    "flops",
+    "lr",
+    "batch_tokens",
+    "seed",
+    "weight",
+)
 POSITIVE = ("tokens", "loss", "params", "flops_per_token", "flops", "lr", "batch_tokens")
 
 
@@ -26,7 +34,7 @@ class Observations:
     `flops_per_token` M (at least one); `flops` C, by default M·D, else 6·N·D; `lr`; `batch_tokens`; `seed`;
     `group`, a label; `weight`, how much a row counts in a fit, by default 1.
 
-    Raises UserError for unequal lengths, no rows, no scale column, or a number that is not finite or positive.
+    Raises UserError for unequal lengths, no rows, no scale column, or a number not finite or positive.
     """
 
     tokens: Array
@@ -117,7 +125,7 @@ class Observations:
 
 
 def concat(tables: Sequence[Observations]) -> Observations:
-    """All rows of `tables`, in order, with the columns that every one of them has. Raises UserError if empty."""
+    """All rows of `tables`, in order, with the columns that all of them have. Raises UserError if empty."""
     if not tables:
         raise UserError("there are no observations to join: at least one table is needed")
     shared = [name for name in tables[0].columns() if all(name in table.columns() for table in tables)]

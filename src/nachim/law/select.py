@@ -1,4 +1,4 @@
-"""Choosing a law by growing-budget rollouts: fit the cheap runs, forecast the dearer ones, count the misses."""
+"""Choosing a law by growing-budget rollouts: fit cheap runs, forecast dearer ones, count the misses."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ STARTS = 6
 SPARE = 4
 LEAST_SHARE = 0.4
 """A rollout fits at least this share of the runs: fits to far fewer do not behave like the fit to all."""
-SHARPNESS = 4.0
-"""A law's weight falls with this power of its rollout error: twice the error, a sixteenth of the weight."""
+SHARPNESS = 2.0
+"""A law's weight falls with this power of its rollout error: twice the error, a quarter of the weight."""
+
+NOISES, BANDS, MISFIT = 4.0, 1.5, 2.0
+"""How many noises, band reaches and cheap-run residuals a change of regime must exceed (see `regime`)."""
+LEAST_NOISE = 1e-3
+"""Below 0.1 % of loss a difference is no change of regime, however exact the runs are."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rollouts:
     """Forecasts of dearer runs from cheaper ones, for m cuts and n runs sorted as the observations are.
 
-    `cuts` (m,) is the largest FLOPs that was fitted, `ahead` (m, n) marks the dearer runs; per law, `forecast`
-    (m, n) is log loss and `spread` (m, draws, n) its bootstrap refits; `noise` per law is (m,). `flops` is (n,),
-    `actual` (n,) the log loss that was measured, `budget` (n,) the number of each run's budget.
+    `cuts` (m,) is the largest FLOPs that was fitted, `ahead` (m, n) marks the dearer runs; by law, `forecast`
+    (m, n) is log loss (normalised, as `actual` (n,), which was measured), `spread` (m, draws, n) its bootstrap
+    refits, and `noise` (m,) the fits' run noise. `budget` (n,) is the number of each run's budget.
     """
 
     cuts: Array
@@ -41,10 +46,14 @@ class Rollouts:
     spread: Mapping[str, Array]
     noise: Mapping[str, Array]
 
+    @property
+    def far(self) -> Array:
+        """How far each forecast extrapolates, log(C / C at the cut), (m, n); 0 for runs that were fitted."""
+        return np.where(self.ahead, np.log(self.flops / self.cuts[:, None]), 0.0)
+
     def score(self, law: str) -> float:
         """Mean absolute log error of a law, each forecast weighted by how far (in log C) it extrapolates."""
-        far = np.where(self.ahead, np.log(self.flops / self.cuts[:, None]), 0.0)
-        return float((far * np.abs(self.actual - self.forecast[law])).sum() / far.sum())
+        return float((self.far * np.abs(self.actual - self.forecast[law])).sum() / self.far.sum())
 
     def bands(
         self, law: str, shares: Mapping[str, float], noise: float | None, rng: np.random.Generator
@@ -77,7 +86,7 @@ class Regime:
 
 
 def budgets(flops: Array) -> npt.NDArray[np.intp]:
-    """Number of each run's budget, (n,), from the cheapest; a budget holds runs within 10 % of its cheapest."""
+    """Number of each run's budget, (n,), from the cheapest; a budget spans 10 % of FLOPs."""
     label = np.empty(len(flops), dtype=np.intp)
     number, floor = -1, 0.0
     for run in np.argsort(flops, kind="stable"):
@@ -96,7 +105,11 @@ def choose_cuts(laws: Mapping[str, Law], sample: Sample, flops: Array) -> Array:
     for top in tops:
         cheap = (flops <= top) & (sample.weight > 0)
         enough = max(LEAST_SHARE * len(flops), *(law.size + SPARE for law in laws.values()))
-        if cheap.sum() >= enough and (flops > top).sum() >= 2 and not any(shortfall(sample, law, cheap) for law in laws.values()):
+        if (
+            cheap.sum() >= enough
+            and (flops > top).sum() >= 2
+            and not any(shortfall(sample, law, cheap) for law in laws.values())
+        ):
             fit.append(top)
     if not fit:
         return np.empty(0)
@@ -124,7 +137,7 @@ def roll(laws: Mapping[str, Law], sample: Sample, flops: Array, rng: np.random.G
 
 
 def law_weights(rollouts: Rollouts, laws: Mapping[str, Law]) -> dict[str, float]:
-    """Weights that sum to 1, proportional to score^-4; all on the fewest coefficients where no cut was possible."""
+    """Weights that sum to 1, by score^-2; all on the law of fewest coefficients where there is no cut."""
     if not len(rollouts.cuts):
         simplest = min(laws, key=lambda name: laws[name].size)
         return {name: float(name == simplest) for name in laws}
@@ -132,11 +145,19 @@ def law_weights(rollouts: Rollouts, laws: Mapping[str, Law]) -> dict[str, float]
     return {name: value / sum(merit.values()) for name, value in merit.items()}
 
 
-def rollout_scores(rollouts: Rollouts, law: str, reach: tuple[Array, Array]) -> Array:
-    """|error| over the reach of the band below or above (see `Rollouts.bands`), for every forecast made."""
+def favoured(weights: Mapping[str, float], law: str) -> dict[str, float]:
+    """The weights when `law` was asked for by name: it keeps at least half, the others share the rest."""
+    share = max(weights[law], 0.5)
+    shrink = (1 - share) / max(1 - weights[law], 1e-12)
+    return {name: share if name == law else shrink * weight for name, weight in weights.items()}
+
+
+def rollout_scores(rollouts: Rollouts, law: str, reach: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Of every forecast made, |error| over the reach of the band on its side (see `Rollouts.bands`), and
+    how far it extrapolates, in log C."""
     error = rollouts.actual - rollouts.forecast[law]
     there = np.where(error > 0, reach[1], reach[0])[rollouts.ahead]
-    return np.abs(error[rollouts.ahead]) / np.maximum(there, 1e-12)
+    return np.abs(error[rollouts.ahead]) / np.maximum(there, 1e-12), rollouts.far[rollouts.ahead]
 
 
 def regime(rollouts: Rollouts, law: str, reach: tuple[Array, Array], together: float, noise: float) -> Regime | None:
@@ -146,22 +167,18 @@ def regime(rollouts: Rollouts, law: str, reach: tuple[Array, Array], together: f
     direction and outside its band, `reach` (see `Rollouts.bands`); when the runs are off by far more than run
     noise and the band (medians of NOISES and BANDS times); and when fitting both sides at once leaves
     residuals, of standard deviation `together`, MISFIT times those of the cheap runs alone: a forecast from
-    few runs may be poor without any change of regime. `noise` is a floor for the run noise. Of the cuts that
-    show one, the cut whose forecast is missed by the most bands tells where it begins.
+    few runs may be poor without any change of regime. `noise` and LEAST_NOISE are floors of the run noise.
+    Of the cuts that show one, the cut whose forecast is missed by the most bands tells where it begins.
     """
     found = []
     for cut in range(len(rollouts.cuts)):
-        sd = max(float(rollouts.noise[law][cut]), noise)
+        sd = max(float(rollouts.noise[law][cut]), noise, LEAST_NOISE)
         if together > MISFIT * sd:
             error = rollouts.actual - rollouts.forecast[law][cut]
             band_there = np.where(error > 0, reach[1][cut], reach[0][cut])
             found.append(_displaced(rollouts, rollouts.ahead[cut], error, band_there, sd))
-    return max((each for each in found if each), key=lambda each: each[0], default=(0.0, None))[1]
-
-
-NOISES = 4.0
-BANDS = 1.5
-MISFIT = 2.0
+    shown = [each for each in found if each is not None]
+    return max(shown, key=lambda each: each[0])[1] if shown else None
 
 
 def _displaced(
@@ -178,7 +195,7 @@ def _displaced(
         return None
     past = ahead & (rollouts.budget >= begin)
     size = np.abs(error[past])
-    evidence = float(np.median(size / reach[past]))
+    evidence = float(np.median(size / np.maximum(reach[past], 1e-12)))
     if past.sum() < 2 or np.median(size) < NOISES * sd or evidence < BANDS:
         return None
     percent = float(100 * np.expm1(np.median(error[past])))

@@ -11,7 +11,7 @@ from nachim.law.fit import Fit, fit, sample_of, shortfall
 from nachim.law.forms import LAWS, Array, Scale, law_named
 from nachim.law.interval import band, bootstrap, conformal_factor, mixture, noise_sd, quantiles
 from nachim.law.observe import Observations
-from nachim.law.select import Regime, law_weights, regime, roll, rollout_scores
+from nachim.law.select import Regime, favoured, law_weights, regime, roll, rollout_scores
 from nachim.spec.error import UserError
 
 DRAWS = 200
@@ -69,10 +69,13 @@ class Study:
         model = self._pool([pair[0] for pair in pairs])
         return {"model": quantiles(model), "data": quantiles(1 - model)}
 
-    def predict(
-        self, x: Array | float, tokens: Array | float, level: float = 0.9
-    ) -> tuple[Array, Array, Array]:
-        """Loss of one run at scale `x` and `tokens`, and the `level` prediction interval: point, low, high."""
+    def predict(self, x: Array | float, tokens: Array | float, level: float = 0.9) -> tuple[Array, Array, Array]:
+        """Loss at scale `x` and `tokens`, with the `level` prediction interval of one run: point, low, high.
+
+        Raises UserError when a scale or a token count is not positive.
+        """
+        if not (np.all(np.asarray(x) > 0) and np.all(np.asarray(tokens) > 0)):
+            raise UserError("a forecast needs a positive model scale and a positive number of tokens")
         log_x, log_tokens = np.broadcast_arrays(np.log(np.asarray(x, float)), np.log(np.asarray(tokens, float)))
         units = self.fit.sample.units
         inputs = (log_x.ravel() - np.log(units.x), log_tokens.ravel() - np.log(units.tokens))
@@ -134,6 +137,7 @@ def study(
     rollouts = roll(laws, sample, obs.flops, rng)
     weights = law_weights(rollouts, laws)
     name = max(weights, key=lambda each: weights[each]) if law == "auto" else law
+    weights = weights if law == "auto" else favoured(weights, law)
     reach = rollouts.bands(name, weights, noise, rng)
     fits = {each: fit(obs, one, scale) for each, one in laws.items()}
     count = max(40, min(draws, WORK // len(obs)))
@@ -148,9 +152,8 @@ def study(
         weights=weights,
         errors={each: 100 * rollouts.score(each) for each in laws} if len(rollouts.cuts) else {},
         noise=max(own, noise or 0.0),
-        factor=conformal_factor(rollout_scores(rollouts, name, reach)),
+        factor=conformal_factor(*rollout_scores(rollouts, name, reach)),
         regime=regime(rollouts, name, reach, own, noise or 0.0),
         refits=refits,
         seed=seed,
     )
-

@@ -1,4 +1,4 @@
-"""Batch size and learning rate at any compute: DeepSeek's laws as a prior, corrected by a sweep on a small rung.
+"""Batch size and learning rate at any compute: DeepSeek's laws, corrected by a sweep on a small rung.
 
 The published constants are a prior only. On StepLaw's dense grid (arXiv 2503.04715) they cost 0.76 % of loss.
 """
@@ -13,6 +13,8 @@ from nachim.law.forms import Array
 from nachim.law.observe import Observations
 from nachim.law.select import budgets
 from nachim.spec.error import UserError
+
+FEWEST = 3
 
 
 def batch_opt(flops: Array | float) -> Array:
@@ -37,8 +39,10 @@ def data_opt(flops: Array | float) -> Array:
 
 @dataclass(frozen=True)
 class Transfer:
-    """DeepSeek's laws times a correction measured on a small rung. `lr_at_edge` and `batch_at_edge`: the sweep's
-    best was its smallest or largest value, so it should be widened before it is trusted."""
+    """DeepSeek's laws times a correction measured on a small rung.
+
+    `lr_at_edge` and `batch_at_edge`: the best value is at the end of the sweep, which should be widened.
+    """
 
     lr_factor: float = 1.0
     batch_factor: float = 1.0
@@ -55,7 +59,7 @@ class Transfer:
 
 
 def fit_transfer(obs: Observations) -> Transfer:
-    """Correct the prior by a sweep of `lr`, `batch_tokens` or both at one compute budget, ideally the cheapest.
+    """Correct the prior by a sweep of `lr`, `batch_tokens` or both at one, cheap, compute budget.
 
     Each column with 3 or more values gives the vertex of a parabola through (log value, best loss at that
     value); a column that was not swept keeps the prior. Raises UserError when neither column was swept, or
@@ -64,10 +68,9 @@ def fit_transfer(obs: Observations) -> Transfer:
     if budgets(obs.flops).max() > 0 or len(np.unique(obs.x(obs.scales[0]))) > 1:
         raise UserError("a sweep must be of one model at one compute budget: give the runs of one rung only")
     prior = float(np.exp(np.log(obs.flops).mean()))
-    lr = optimum(obs.lr, obs.loss) if _swept(obs.lr) and obs.lr is not None else None
-    batch = optimum(obs.batch_tokens, obs.loss) if _swept(obs.batch_tokens) and obs.batch_tokens is not None else None
+    lr, batch = _if_swept(obs.lr, obs.loss), _if_swept(obs.batch_tokens, obs.loss)
     if lr is None and batch is None:
-        raise UserError("a sweep needs at least 3 values of 'lr' or of 'batch_tokens'")
+        raise UserError(f"a sweep needs at least {FEWEST} values of 'lr' or of 'batch_tokens'")
     return Transfer(
         lr_factor=lr[0] / float(lr_opt(prior)) if lr else 1.0,
         batch_factor=batch[0] / float(batch_opt(prior)) if batch else 1.0,
@@ -83,8 +86,8 @@ def optimum(values: Array, loss: Array) -> tuple[float, bool]:
     by one step on either side. Raises UserError for fewer than 3 values.
     """
     swept = np.unique(values)
-    if len(swept) < 3:
-        raise UserError(f"a sweep needs at least 3 values to have a best one inside it, not {len(swept)}")
+    if len(swept) < FEWEST:
+        raise UserError(f"a sweep needs at least {FEWEST} values to have a best one inside it, not {len(swept)}")
     log, best = np.log(swept), np.array([loss[values == value].min() for value in swept])
     around = slice(max(0, int(best.argmin()) - 2), int(best.argmin()) + 3)
     bend, slope, _ = np.polyfit(log[around] - log[best.argmin()], best[around], 2)
@@ -94,5 +97,5 @@ def optimum(values: Array, loss: Array) -> tuple[float, bool]:
     return float(np.exp(np.clip(place, low, high))), at_edge
 
 
-def _swept(values: Array | None) -> bool:
-    return values is not None and len(np.unique(values)) >= 3
+def _if_swept(values: Array | None, loss: Array) -> tuple[float, bool] | None:
+    return optimum(values, loss) if values is not None and len(np.unique(values)) >= FEWEST else None

@@ -17,8 +17,8 @@ class AttentionModule(nn.Module):
     def __init__(self, part: Attention, d_model: int) -> None:
         super().__init__()
         self.part = part
-        heads = part.n_heads + 2 * part.n_kv_heads
-        self.qkv = nn.Linear(d_model, heads * part.d_head, bias=False)
+        self.rows = (part.n_heads,) + (part.n_kv_heads,) * (2 + part.previous_key)
+        self.qkv = nn.Linear(d_model, sum(self.rows) * part.d_head, bias=False)
         self.out = nn.Linear(part.n_heads * part.d_head, d_model, bias=False)
         if part.qk_norm:
             self.q_norm = nn.RMSNorm(part.d_head, eps=1e-6)
@@ -29,7 +29,9 @@ class AttentionModule(nn.Module):
         B, T, _ = x_BTD.shape
         part = self.part
         qkv_BHTE = self.qkv(x_BTD).view(B, T, -1, part.d_head).transpose(1, 2)
-        q_BHTE, k_BKTE, v_BKTE = qkv_BHTE.split((part.n_heads, part.n_kv_heads, part.n_kv_heads), dim=1)
+        q_BHTE, k_BKTE, v_BKTE, *p_BKTE = qkv_BHTE.split(self.rows, dim=1)
+        if part.previous_key:
+            k_BKTE = k_BKTE + F.pad(p_BKTE[0][:, :, :-1], (0, 0, 1, 0))
         if part.qk_norm:
             q_BHTE, k_BKTE = self.q_norm(q_BHTE), self.k_norm(k_BKTE)
         q_BHTE, k_BKTE = rotate(q_BHTE, cos_TE, sin_TE), rotate(k_BKTE, cos_TE, sin_TE)

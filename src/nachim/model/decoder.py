@@ -58,8 +58,9 @@ class DecoderModule(nn.Module):
         T = x_BTD.shape[1]
         cached = self._angles
         if cached is None or len(cached[0]) < T or cached[0].dtype != x_BTD.dtype or cached[0].device != x_BTD.device:
-            angles = rotations(self.spec.position, self.spec.attention.d_head, T)
-            self._angles = cached = (angles[0].to(x_BTD), angles[1].to(x_BTD))
+            with torch.inference_mode(False):  # whoever asks first, training must be able to use them
+                angles = rotations(self.spec.position, self.spec.attention.d_head, T)
+                self._angles = cached = (angles[0].to(x_BTD), angles[1].to(x_BTD))
         return cached[0][:T], cached[1][:T]
 
 

@@ -13,12 +13,17 @@ class Attention(Part):
 
     `n_kv_heads == n_heads` is multi-head attention, `n_kv_heads == 1` multi-query. `qk_norm` normalises every query and
     key head with an RMSNorm of its own (arXiv 2302.05442), which keeps logits bounded at high learning rates.
+    `previous_key` adds to every key a projection of the token before it: one layer can then find "the last time I saw
+    this token" and copy what followed. It is the smeared key of arXiv 2209.11895 with a matrix of its own in place of a
+    scalar gate; copying then appears within the first steps of training instead of as a late, sudden change that no law
+    fitted before it foresees (ideas/previous_key.md).
     """
 
     n_heads: int
     n_kv_heads: int
     d_head: int
     qk_norm: bool = False
+    previous_key: bool = False
 
     def check(self) -> None:
         self.require_positive("n_heads", "n_kv_heads", "d_head")
@@ -27,7 +32,8 @@ class Attention(Part):
 
     def matmul_params(self, d_model: int) -> int:
         """Parameters that multiply every token: the query, key, value and output projections."""
-        return 2 * d_model * self.d_head * (self.n_heads + self.n_kv_heads)
+        heads = 2 * self.n_heads + (2 + self.previous_key) * self.n_kv_heads
+        return d_model * self.d_head * heads
 
     def params(self, d_model: int) -> int:
         """All parameters, the gains of `qk_norm` included."""

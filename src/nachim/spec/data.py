@@ -29,7 +29,10 @@ class Stdlib(Corpus):
 
 @dataclass(frozen=True, kw_only=True)
 class Files(Corpus):
-    """A file or folder of text, .jsonl (plain, .zst or .gz) or .parquet, with the text in `text_column`."""
+    """A file or folder of text, .jsonl (plain, .zst or .gz) or .parquet, with the text in `text_column`.
+
+    A text file is one document. One that is the whole corpus is cut, at blank lines or line ends, every 8 KiB or so.
+    """
 
     path: str
     text_column: str = "text"
@@ -53,9 +56,7 @@ class BPE(Part):
 
     def check(self) -> None:
         if self.vocab_size < 257:
-            self.refuse(
-                "vocab_size", f"is {self.vocab_size}; bytes and the end-of-text token need at least 257"
-            )
+            self.refuse("vocab_size", f"is {self.vocab_size}; bytes and the end-of-text token need at least 257")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,7 @@ class Decoder(Part):
     def check(self) -> None:
         self.require_positive("vocab_size", "d_model", "n_layers")
         if self.attention.d_head % 2:
-            self.refuse(
-                "attention", f"has d_head={self.attention.d_head}; RoPE turns pairs, so it must be even"
-            )
+            self.refuse("attention", f"has d_head={self.attention.d_head}; RoPE turns pairs, so it must be even")
 
     @property
     def params_non_embedding(self) -> int:
@@ -67,13 +65,13 @@ class Decoder(Part):
         return self.n_layers * self.attention.cache_bytes(seq_len, value_bytes)
 
 
-def plain(*, d_model: int, n_layers: int, d_head: int, vocab_size: int, qk_norm: bool = False) -> Decoder:
+def plain(*, d_model: int, n_layers: int, d_head: int, vocab_size: int) -> Decoder:
     """The plain block of the scaling literature: multi-head attention and a SwiGLU of width about 8/3 d_model.
 
     `d_ff` is 8/3 d_model rounded to a multiple of 8. Raises UserError when `d_head` does not divide `d_model`.
     """
     n_heads, left = divmod(d_model, d_head)
-    attention = Attention(n_heads=max(1, n_heads), n_kv_heads=max(1, n_heads), d_head=d_head, qk_norm=qk_norm)
+    attention = Attention(n_heads=max(1, n_heads), n_kv_heads=max(1, n_heads), d_head=d_head)
     if left or not n_heads:
         attention.refuse("d_head", f"is {d_head}; it must divide d_model={d_model}")
     ffn = SwiGLU(d_ff=round(d_model / 3) * 8)

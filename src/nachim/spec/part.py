@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ class Part:
     Raises UserError, naming the field, the part and the nearest right name, for an unknown field or a wrong value.
     """
 
-    def __new__(cls, *args: object, **fields: object) -> Self:
+    def __new__(cls, /, *args: object, **fields: object) -> Self:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
@@ -44,7 +45,8 @@ class Part:
                 value = float(value)
                 object.__setattr__(self, name, value)
             if not _fits(value, hint):
-                wanted = getattr(hint, "__name__", str(hint)).replace("nachim.spec.", "")
+                wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+                wanted = "a finite number" if hint is float else wanted.replace("nachim.spec.", "")
                 self.refuse(name, f"is {value!r}, which is not {wanted}")
         self.check()
 
@@ -85,7 +87,7 @@ class Part:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise UserError(f"no such file: {path}") from error
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not JSON: {error}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
@@ -150,7 +152,7 @@ def _part(value: object, where: str) -> Part:
     if not isinstance(value, dict) or TAG not in value:
         raise UserError(f"{where} is not a part: it needs a {TAG!r} key naming its class")
     known = _classes()
-    if value[TAG] not in known:
+    if not isinstance(value[TAG], str) or value[TAG] not in known:
         raise UserError(f"{where} is of an unknown part {value[TAG]!r}{nearest(str(value[TAG]), known)}")
     cls = known[value[TAG]]
     fields = {name: _value(item, f"{cls.__name__}.{name}") for name, item in value.items() if name != TAG}
@@ -193,5 +195,5 @@ def _fits(value: object, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if hint in (int, float):
-        return type(value) is hint and (hint is int or value == value)
+        return type(value) is hint and (hint is int or math.isfinite(value))
     return isinstance(value, hint)

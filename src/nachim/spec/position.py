@@ -9,7 +9,7 @@ from nachim.spec.part import Part
 
 @dataclass(frozen=True, kw_only=True)
 class RoPE(Part):
-    """Rotary position embedding (arXiv 2104.09864): pairs of each head's halves turn by position * theta^(-2i/d_head)."""
+    """Rotary position embedding (arXiv 2104.09864): pairs of channels turn by position * theta^(-2i/d_head)."""
 
     theta: float = 10_000.0
 

@@ -32,15 +32,11 @@ class Run(Part):
 
     def check(self) -> None:
         if self.model.vocab_size != self.data.tokenizer.vocab_size:
-            self.refuse(
-                "model", f"has vocab_size={self.model.vocab_size}, data {self.data.tokenizer.vocab_size}"
-            )
+            self.refuse("model", f"has vocab_size={self.model.vocab_size}, data {self.data.tokenizer.vocab_size}")
         for name in ("batch_tokens", "micro_batch_tokens"):
             tokens = getattr(self.train, name)
             if tokens is not None and tokens % self.data.seq_len:
-                self.refuse(
-                    "train", f"has {name}={tokens}, which is not whole sequences of {self.data.seq_len}"
-                )
+                self.refuse("train", f"has {name}={tokens}, which is not whole sequences of {self.data.seq_len}")
 
     @property
     def flops_per_token(self) -> int:

@@ -55,7 +55,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiStep(Schedule):
-    """The peak until 80 % of the tokens, 31.6 % of it until 90 %, then 10 % (DeepSeek LLM, arXiv 2401.02954, sec. 2.3)."""
+    """The peak until 80 % of the tokens, 31.6 % of it until 90 %, then 10 % (arXiv 2401.02954, sec. 2.3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +98,9 @@ class Train(Part):
         if self.micro_batch_tokens is not None and (
             self.micro_batch_tokens < 1 or self.batch_tokens % self.micro_batch_tokens
         ):
-            self.refuse(
-                "micro_batch_tokens", f"is {self.micro_batch_tokens}; it must divide {self.batch_tokens}"
-            )
+            self.refuse("micro_batch_tokens", f"is {self.micro_batch_tokens}; it must divide {self.batch_tokens}")
         if self.schedule.warmup_tokens > self.tokens:
-            self.refuse(
-                "schedule", f"warms up for {self.schedule.warmup_tokens} tokens of only {self.tokens}"
-            )
+            self.refuse("schedule", f"warms up for {self.schedule.warmup_tokens} tokens of only {self.tokens}")
 
     @property
     def steps(self) -> int:

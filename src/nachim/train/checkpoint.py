@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors for the weights, torch's distributed checkpoint for the optimizer, renamed into place whole."""
+"""Checkpoints: safetensors for the weights, torch's distributed format for the optimizer, renamed in whole."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from nachim.spec import UserError
 from nachim.spec.disk import full_disk_is_an_error
 from nachim.train.step import Stepper
 
 PREFIX = "step-"
+# What the two libraries raise when a file cannot be written or read: no OSError, and torch's is not even an Exception.
+REFUSED = (SafetensorError, CheckpointException)
 
 
 @dataclass
@@ -31,6 +35,11 @@ def path_at(root: Path, step: int) -> Path:
     return root / f"{PREFIX}{step:09d}"
 
 
+def step_of(path: Path) -> int:
+    """The step of a checkpoint folder."""
+    return int(path.name.removeprefix(PREFIX))
+
+
 def latest(root: Path) -> Path | None:
     """The newest whole checkpoint under `root`; None when there is none."""
     return max(root.glob(f"{PREFIX}*"), default=None)
@@ -43,6 +52,7 @@ def save(root: Path, stepper: Stepper, progress: Progress, keep: frozenset[int])
     with full_disk_is_an_error(final):
         try:
             if not final.exists():
+                shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had this number
                 temporary.mkdir(parents=True)
                 save_file(_contiguous(stepper), temporary / "weights.safetensors")
                 state = {"optimizer": stepper.optimizer.state_dict(), "progress": vars(progress)}
@@ -50,6 +60,8 @@ def save(root: Path, stepper: Stepper, progress: Progress, keep: frozenset[int])
                     warnings.simplefilter("ignore", UserWarning)  # it says that one process saves: so it does
                     dcp.save(state, checkpoint_id=temporary / "state", no_dist=True)
                 os.replace(temporary, final)
+        except REFUSED as error:
+            raise UserError(f"cannot write {final}: {_reason(error)}; is the disk full?") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     prune(root, keep | {progress.step})
@@ -59,7 +71,7 @@ def save(root: Path, stepper: Stepper, progress: Progress, keep: frozenset[int])
 def prune(root: Path, keep: frozenset[int]) -> None:
     """Remove every checkpoint under `root` whose step is not in `keep`, and what a killed process left half-written."""
     for old in root.glob(f"{PREFIX}*"):
-        if int(old.name.removeprefix(PREFIX)) not in keep:
+        if step_of(old) not in keep:
             shutil.rmtree(old, ignore_errors=True)
     for left in root.glob(f".{PREFIX}*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
@@ -77,9 +89,15 @@ def load(path: Path, stepper: Stepper) -> Progress:
             dcp.load(state, checkpoint_id=path / "state", no_dist=True)
         stepper.masters.load(weights)
         stepper.optimizer.load_state_dict(state["optimizer"])
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot resume from {path}: {error}; remove that folder to start from an older one") from error
+    except (OSError, KeyError, RuntimeError, ValueError, *REFUSED) as error:
+        why = _reason(error)
+        raise UserError(f"cannot resume from {path}: {why}; remove that folder to start from an older one") from error
     return Progress(**state["progress"])
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in one line: torch's error is a traceback, whose last line says it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _contiguous(stepper: Stepper) -> dict:

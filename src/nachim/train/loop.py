@@ -93,7 +93,7 @@ class _Sitting:
         self.progress = checkpoint.load(begin, stepper) if begin else Progress()
         if begin and begin.parent != self.root:
             self.progress.seconds = 0.0
-        self.first = checkpoint_step(stage.start) if stage.start else 0
+        self.first = checkpoint.step_of(stage.start) if stage.start else 0
         self.metrics = Metrics(out / "metrics.parquet", self.progress.step)
         for row in self.metrics.rows:
             self.guard.observe(float(row["loss"] or 0.0))
@@ -156,7 +156,3 @@ class _Sitting:
             "threads": torch.get_num_threads(),
         }
 
-
-def checkpoint_step(path: Path) -> int:
-    """The step of a checkpoint folder."""
-    return int(path.name.removeprefix(checkpoint.PREFIX))

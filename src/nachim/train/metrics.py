@@ -21,7 +21,7 @@ SCHEMA = pa.schema(
         "bpb": pa.float64(),
     }
 )
-"""`step` counts steps taken, `tokens` those seen after it; `loss` is nat/token before the update, `seconds` of the step;
+"""`step` counts steps taken, `tokens` those seen; `loss` is nat/token before the update, `seconds` of the step;
 `validation_loss` (nat/token) and `bpb` only on the steps after which they were measured."""
 
 

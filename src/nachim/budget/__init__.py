@@ -1,0 +1,1 @@
+"""Money, time and hardware to a plan. Never imports torch."""

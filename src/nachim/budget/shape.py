@@ -1,0 +1,53 @@
+"""Real decoders near a wanted M: whole layers, heads that fit, widths the machine likes."""
+
+from __future__ import annotations
+
+import math
+
+from nachim.spec import Attention, Decoder, SwiGLU, UserError
+
+WIDTH_STEP = 8
+WIDTHS = range(16, 8193, WIDTH_STEP)
+
+
+def shape(d_model: int, vocab_size: int) -> Decoder:
+    """The family's decoder of width `d_model`: (d_model / 16)^0.75 layers (at least 2), heads about 16 wide.
+
+    Depth and width grow together (2 x 32, 5 x 128, 23 x 1024): a law fitted on small members speaks of large ones.
+    Head width grows to 64 where the model is wide enough to have eight such heads.
+    """
+    target = 64 if d_model >= 512 else 16
+    n_heads = next(n for n in range(max(1, round(d_model / target)), 0, -1) if d_model % (2 * n) == 0)
+    attention = Attention(
+        n_heads=n_heads, n_kv_heads=n_heads, d_head=d_model // n_heads, qk_norm=True, previous_key=True
+    )
+    return Decoder(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        n_layers=max(2, round((d_model / 16) ** 0.75)),
+        attention=attention,
+        ffn=SwiGLU(d_ff=round(d_model / 3) * 8),
+    )
+
+
+def nearest_shape(flops_per_token: float, vocab_size: int, seq_len: int) -> Decoder:
+    """The family's decoder whose M is nearest in ratio. Raises UserError when none is within a factor of two."""
+    family = (shape(width, vocab_size) for width in WIDTHS)
+    best = min(family, key=lambda model: abs(math.log(model.flops_per_token(seq_len) / flops_per_token)))
+    found = best.flops_per_token(seq_len)
+    if not 0.5 < found / flops_per_token < 2:
+        raise UserError(
+            f"no decoder has M = {flops_per_token:.3g} FLOP/token at length {seq_len}; the nearest has {found:.3g}: "
+            "choose another budget or length"
+        )
+    return best
+
+
+def ladder_shapes(low: float, high: float, count: int, vocab_size: int, seq_len: int) -> list[Decoder]:
+    """At most `count` different decoders with M evenly spaced in ratio from `low` to `high` FLOP/token, smallest first.
+
+    Raises UserError when no decoder is that small or that large.
+    """
+    step = (high / low) ** (1 / max(1, count - 1))
+    found = (nearest_shape(low * step**i, vocab_size, seq_len) for i in range(count))
+    return list(dict.fromkeys(found))

@@ -1,0 +1,106 @@
+"""The sealed forecast: what the target run will measure, written and hashed before the run starts."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nachim.budget.shape import WIDTHS, shape
+from nachim.lab.recipe import Recipe
+from nachim.law import Study, check_regime
+from nachim.spec import Decoder, Run, UserError
+from nachim.spec.disk import write_text
+
+LEVEL = 0.9
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Predicted validation `bpb` of `run`, with its 90 % prediction interval."""
+
+    run: Run
+    bpb: float
+    low: float
+    high: float
+    law: str
+
+
+def choose_shape(
+    reading: Study, recipe: Recipe, flops: float, unique_tokens: int, within: tuple[float, float]
+) -> Decoder:
+    """The family's decoder with the lowest predicted bpb at `flops`, M `within` bounds, on at most one epoch.
+
+    Raises UserError when no shape trains within one epoch: tokens seen again are worth less, and the law has seen none.
+    """
+    data = recipe.data
+    family = [shape(width, data.tokenizer.vocab_size) for width in WIDTHS if width <= 1024]
+    scale = [model.flops_per_token(data.seq_len) for model in family]
+    fits = [
+        (model, m)
+        for model, m in zip(family, scale, strict=True)
+        if flops / m <= unique_tokens and within[0] <= m <= within[1]
+    ]
+    if not fits:
+        raise UserError(
+            f"no shape spends {flops:.3g} FLOP within one epoch of {unique_tokens:,} tokens and the ladder's M of "
+            f"{within[0]:.3g} to {within[1]:.3g}: forecast a smaller target, or bring more text"
+        )
+    m = np.array([pair[1] for pair in fits], float)
+    point, _, _ = reading.predict(m, flops / m)
+    return fits[int(np.argmin(point))][0]
+
+
+def forecast(reading: Study, run: Run) -> Forecast:
+    """What `run` will measure. Raises UserError across a change of regime, with the reason."""
+    check_regime(reading.regime, run.flops)
+    point, low, high = reading.predict(run.flops_per_token, run.train.tokens, LEVEL)
+    return Forecast(run, float(point), float(low), float(high), reading.fit.law.name)
+
+
+def seal(prediction: Forecast, reading: Study, observations: Path, out: Path, target: Path) -> dict[str, Any]:
+    """Write the sealed forecast to `out` and return it. Raises UserError when the run it is about has begun.
+
+    `sha256` covers every other field; `observations_sha256` the table the law was fitted to.
+    """
+    if target.exists():
+        raise UserError(f"{target} has begun: a forecast is sealed before its run, so choose another folder")
+    sealed = {
+        "run": prediction.run.to_json(),
+        "run_fingerprint": prediction.run.fingerprint,
+        "flops": prediction.run.flops,
+        "bpb": prediction.bpb,
+        "low": prediction.low,
+        "high": prediction.high,
+        "level": LEVEL,
+        "law": prediction.law,
+        "coefficients": reading.coefficients,
+        "noise": reading.noise,
+        "observations_sha256": hashlib.sha256(observations.read_bytes()).hexdigest(),
+        "sealed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    sealed["sha256"] = digest(sealed)
+    write_text(out, json.dumps(sealed, indent=2) + "\n")
+    return sealed
+
+
+def open_seal(path: Path) -> dict[str, Any]:
+    """The sealed forecast at `path`. Raises UserError when it was changed after it was sealed."""
+    try:
+        sealed = json.loads(path.read_text(encoding="utf-8"))
+        intact = sealed["sha256"] == digest({key: value for key, value in sealed.items() if key != "sha256"})
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} holds no sealed forecast: {error}") from error
+    if not intact:
+        raise UserError(f"{path} was changed after it was sealed: its SHA-256 does not match; forecast again elsewhere")
+    return sealed
+
+
+def digest(fields: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical JSON of `fields`."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,96 @@
+"""Chains of runs on this machine's cores: one process a worker, longest job first."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nachim.lab.ladder import Chain, name_of
+from nachim.lab.work import Place, carry_out_chain
+from nachim.spec import Run, UserError
+
+EVERY_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Event:
+    """News of a run: steps done of it, its loss (nat/token), and the worker process it runs in."""
+
+    run: str
+    step: int
+    steps: int
+    tokens: int
+    loss: float
+    worker: int
+
+
+def carry_out_all(
+    chains: Sequence[Chain], root: Path, place: Place, workers: int, on_event: Callable[[Event], None]
+) -> None:
+    """Carry out `chains` under `root` in `workers` processes; what is finished is not repeated.
+
+    The order given is the order of starting. Raises UserError when a worker process dies, naming what to do; the
+    others' work is kept.
+    """
+    context = multiprocessing.get_context("spawn")
+    news: Any = context.Queue()
+    arguments = (news, os.getpid())
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=arguments) as pool:
+        jobs = [pool.submit(_work, chain, root, place) for chain in chains]
+        try:
+            _follow(jobs, news, on_event)
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a training process died under {root}, perhaps for want of memory; run the same command again to go on"
+            ) from error
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            for process in (pool._processes or {}).values():
+                process.terminate()
+            raise
+
+
+def _follow(jobs: list[Future[None]], news: Any, on_event: Callable[[Event], None]) -> None:
+    open_jobs = set(jobs)
+    while open_jobs:
+        done, open_jobs = wait(open_jobs, timeout=EVERY_SECONDS)
+        try:
+            while True:
+                on_event(news.get_nowait())
+        except queue.Empty:
+            pass
+        for job in done:
+            job.result()
+
+
+_news: Any = None
+_parent = 0
+
+
+def _begin(news: Any, parent: int) -> None:
+    global _news, _parent
+    _news, _parent = news, parent
+
+
+def _work(chain: Chain, root: Path, place: Place) -> None:
+    last = 0.0
+
+    def report(run: Run, step: int, loss: float) -> None:
+        nonlocal last
+        if os.getppid() != _parent:
+            os._exit(1)  # the laboratory was killed: a restarted one must find this run free
+        if time.monotonic() - last > EVERY_SECONDS or step == run.train.steps:
+            last = time.monotonic()
+            tokens = step * run.train.batch_tokens
+            _news.put(Event(name_of(run), step, run.train.steps, tokens, loss, os.getpid()))
+
+    carry_out_chain(chain, root, place, report)

@@ -1,0 +1,184 @@
+"""How large a ladder, and how far a forecast, fit into some minutes of this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nachim.budget.cost import disk_bytes, makespan
+from nachim.budget.shape import ladder_shapes, nearest_shape
+from nachim.budget.throughput import Throughput
+from nachim.lab.ladder import Chain, Design, Ladder, budgets, make_ladder, sweep
+from nachim.lab.recipe import Recipe
+from nachim.law.transfer import model_opt
+from nachim.spec import Decoder, Part, Run, UserError
+
+REACH = 10.0
+"""How many times the ladder's largest budget a target is at least."""
+SHAPES = 6
+RUN_SECONDS = 0.5
+"""Fixed cost of a run beside its steps: building, checkpoints, results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Part):
+    """What will be run: budgets, shapes and design of the ladder, its sweep and repeat, and the size of the target.
+
+    `predicted_seconds` are of sweep, ladder (its repeat included) and target, from measured throughput.
+    """
+
+    design: Design
+    levels: tuple[float, ...]
+    shapes: tuple[Decoder, ...]
+    sweep: Ladder
+    target_flops: float
+    sweep_seconds: float
+    ladder_seconds: float
+    target_seconds: float
+    disk: int
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Measured speed: `alone` of one run on all cores, `beside` of one run on one core while the others train too."""
+
+    alone: Throughput
+    beside: Throughput
+    workers: int
+
+
+def lay_out(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: Design) -> Plan:
+    """The plan whose ladder ends at the budget `top`.
+
+    M spans from half of DeepSeek's optimum at the lowest budget to the optimum at the target (arXiv 2401.02954), times
+    `FAMILY`, so that each budget's optimum lies inside its shapes and the target's shape is no extrapolation.
+    """
+    levels = budgets(top)
+    target = REACH * top
+    data = recipe.data
+    low, high = span_of_shapes(levels[0], target)
+    shapes = tuple(ladder_shapes(low, high, SHAPES, data.tokenizer.vocab_size, data.seq_len))
+    ladder = make_ladder(recipe, shapes, levels, unique_tokens, design)
+    extra = repeat(recipe, ladder)
+    tries = sweep(recipe, sweep_shape(recipe, levels[0]), levels[0])
+    model = nearest_shape(family_opt(target), data.tokenizer.vocab_size, data.seq_len)
+    target_tokens = target / model.flops_per_token(data.seq_len)
+    return Plan(
+        design=design,
+        levels=tuple(levels),
+        shapes=tuple(dict.fromkeys(chain.runs[0].model for chain in ladder.chains)),
+        sweep=tries,
+        target_flops=target,
+        sweep_seconds=makespan([chain_seconds(chain, pace.beside) for chain in tries.chains], pace.workers),
+        ladder_seconds=makespan(
+            [chain_seconds(chain, pace.beside) for chain in (*ladder.chains, *extra.chains)], pace.workers
+        ),
+        target_seconds=target_tokens * pace.alone.seconds_per_token(model, data.seq_len),
+        disk=sum(disk_bytes(run) for run in (*ladder.runs, *extra.runs, *tries.runs)),
+    )
+
+
+FAMILY = 2.0
+"""Our family's optimum M over DeepSeek's prior, at 1e11 to 1e12 FLOP on the embedded corpus (ideas/ladder_shapes.md)."""
+
+
+def family_opt(flops: float) -> float:
+    """Optimum M to plan around at compute `flops`; the ladder measures the real one."""
+    return FAMILY * float(model_opt(flops))
+
+
+def span_of_shapes(lowest: float, target: float) -> tuple[float, float]:
+    """Smallest and largest M of a ladder whose lowest budget is `lowest` and whose target is `target` FLOP."""
+    return 0.6 * family_opt(lowest), family_opt(target)
+
+
+def sweep_shape(recipe: Recipe, flops: float) -> Decoder:
+    """The shape the sweep is made on: the planned optimum of the lowest budget."""
+    data = recipe.data
+    return nearest_shape(family_opt(flops), data.tokenizer.vocab_size, data.seq_len)
+
+
+def repeat(recipe: Recipe, ladder: Ladder) -> Ladder:
+    """The second-smallest shape's runs at its three cheapest budgets once more, with another seed: the run noise."""
+    by_shape = list(dict.fromkeys(chain.runs[0].model for chain in ladder.chains))
+    model = by_shape[min(1, len(by_shape) - 1)]
+    again = []
+    for chain in ladder.chains:
+        if chain.runs[0].model == model:
+            again.append(Chain(runs=tuple(reseeded(run, recipe.seed + 1) for run in chain.runs[:3])))
+    return Ladder(chains=tuple(again[:3]))
+
+
+def reseeded(run: Run, seed: int) -> Run:
+    """`run` with other weights and another order of the data."""
+    return dataclasses.replace(
+        run,
+        train=dataclasses.replace(run.train, seed=seed),
+        data=dataclasses.replace(run.data, seed=seed),
+    )
+
+
+def chain_seconds(chain: Chain, pace: Throughput) -> float:
+    """Predicted seconds of a chain on one worker, validation included (a forward pass is a third of a step)."""
+    run = chain.runs[0]
+    per_token = pace.seconds_per_token(run.model, run.data.seq_len)
+    trained = chain.flops / run.flops_per_token
+    validated = sum(each.validation.tokens * each.validation.times for each in chain.runs)
+    return (trained + validated / 3) * per_token + RUN_SECONDS * len(chain.runs)
+
+
+def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design: Design) -> Plan:
+    """The largest plan that takes `seconds`, found by halving the range of ladder tops.
+
+    Raises UserError when even the smallest useful ladder takes longer, saying how long.
+    """
+    low, high = 1e9, 1e24
+    best: Plan | None = None
+    for _ in range(40):
+        top = (low * high) ** 0.5
+        plan = _try(recipe, top, unique_tokens, pace, design)
+        if plan is None:
+            low = top
+        elif total(plan) > seconds:
+            high = top
+        else:
+            low, best = top, plan
+    if best is None:
+        least = _try(recipe, high, unique_tokens, pace, design)
+        needs = f"the smallest takes about {total(least) / 60:.1f} minutes" if least else "none fits the corpus"
+        raise UserError(f"no useful ladder fits into {seconds / 60:.1f} minutes here: {needs}; give it more --minutes")
+    return best
+
+
+def total(plan: Plan) -> float:
+    """Predicted seconds of the whole plan."""
+    return plan.sweep_seconds + plan.ladder_seconds + plan.target_seconds
+
+
+def _try(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: Design) -> Plan | None:
+    """The plan at `top`; None where it has too few shapes or runs to fit a law."""
+    try:
+        plan = lay_out(recipe, top, unique_tokens, pace, design)
+    except UserError:
+        return None
+    runs = len(make_ladder(recipe, plan.shapes, plan.levels, unique_tokens, design).runs)
+    return plan if len(plan.shapes) >= 5 and runs >= 20 else None
+
+
+def describe(plan: Plan) -> Sequence[tuple[str, str]]:
+    """The plan as lines of (what, how much), for a dry run."""
+    smallest, largest = plan.shapes[0], plan.shapes[-1]
+    return [
+        ("budgets", f"{len(plan.levels)}, {plan.levels[0]:.2g} to {plan.levels[-1]:.2g} FLOP"),
+        ("shapes", f"{len(plan.shapes)}, {_brief(smallest)} to {_brief(largest)}"),
+        ("target", f"{plan.target_flops:.2g} FLOP, {plan.target_flops / plan.levels[-1]:.0f} x the ladder's top"),
+        ("disk", f"{plan.disk / 1e6:.0f} MB"),
+        ("sweep", f"{plan.sweep_seconds:.0f} s"),
+        ("ladder", f"{plan.ladder_seconds:.0f} s"),
+        ("target", f"{plan.target_seconds:.0f} s"),
+    ]
+
+
+def _brief(model: Decoder) -> str:
+    return f"{model.n_layers} layers x {model.d_model}"

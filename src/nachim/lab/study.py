@@ -1,0 +1,283 @@
+"""The line from budget to verdict, as stages over one folder: each leaves a file, and is not repeated once it has."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+import nachim
+from nachim.budget.shape import shape
+from nachim.budget.throughput import Throughput
+from nachim.data.prepare import prepare
+from nachim.data.prepared import Prepared
+from nachim.lab.forecast import choose_shape, forecast, open_seal, seal
+from nachim.lab.ladder import Design, Ladder, make_ladder
+from nachim.lab.launch.local import Event, carry_out_all
+from nachim.lab.recipe import Recipe
+from nachim.lab.size import REACH, Pace, Plan, chain_seconds, repeat, size
+from nachim.lab.speed import measure_throughput
+from nachim.lab.store import observe, run_noise
+from nachim.lab.verdict import judge
+from nachim.lab.work import Place, carry_out, result_of
+from nachim.law import Study as Reading
+from nachim.law import fit_transfer
+from nachim.law import study as read_law
+from nachim.spec import Data, Machine, Part, Run, UserError, diff
+from nachim.spec.disk import locked, write_text
+from nachim.train.machine import measure_machine
+
+PACE_WIDTHS = (16, 32, 64, 96, 160)
+PACE_SECONDS = 1.0
+TARGET_VALIDATIONS = 8
+FARTHEST = 14.0
+"""A target is never more than this many times the ladder's top: time left over does not make a forecast bolder."""
+REPORT_SECONDS = 10.0
+BATCH_FACTOR = 0.4
+"""Where the sweep of the batch begins, times DeepSeek's law: small ladders do better with more, smaller steps."""
+
+
+class Refused(UserError):
+    """The ladder shows that a forecast would be wrong; the message says why."""
+
+
+class View(Protocol):
+    """Who hears how a study goes."""
+
+    def stage(self, name: str, seconds: float | None = None) -> None:
+        """A stage begins; `seconds` is what it is predicted to take."""
+
+    def say(self, text: str) -> None:
+        """One sentence worth reading."""
+
+    def event(self, event: Event) -> None:
+        """News of a training run."""
+
+    def share(self, what: str, done: float) -> None:
+        """`done` (0 to 1) of `what` within the stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question(Part):
+    """What a study is asked: `minutes` of this machine, on `data`, by a ladder of `design`, from `seed`."""
+
+    minutes: float
+    data: Data
+    design: Design = "trunks"
+    seed: int = 0
+
+    def check(self) -> None:
+        self.require_positive("minutes")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder and what it was asked. Every method is a stage; call them in order, or `run` for all."""
+
+    root: Path
+    question: Question
+    cache: Path
+    view: View
+    began: float
+
+    def run(self) -> dict[str, Any]:
+        """The whole line; returns the verdict. Goes on where an earlier process stopped. Raises Refused, UserError."""
+        self.claim()
+        with locked(self.root / "lock"):
+            self.note_command()
+            plan = self.plan()
+            self.sweep(plan)
+            self.ladder(plan)
+            self.forecast(plan)
+            return self.verdict()
+
+    def claim(self) -> None:
+        """Make the folder this question's. Raises UserError when it holds another."""
+        path = self.root / "study.json"
+        if not path.exists():
+            self.question.save(path)
+        found = Question.load(path)
+        if found != self.question:
+            changes = "; ".join(str(change) for change in diff(found, self.question))
+            raise UserError(f"{self.root} holds another study ({changes}): choose another --out, or remove it")
+
+    def note_command(self) -> None:
+        """Add this command to the folder's list."""
+        path = self.root / "commands.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        entry = {
+            "argv": ["nachim", *sys.argv[1:]],
+            "at": now,
+            "version": nachim.__version__,
+            "torch": torch.__version__,
+        }
+        write_text(path, json.dumps([*known, entry], indent=2) + "\n")
+
+    def corpus(self) -> Prepared:
+        """The tokens, prepared or from the cache; their counts in `corpus.json`."""
+        self.view.stage("corpus")
+        prepared = prepare(self.question.data, self.cache, self.view.share)
+        manifest = prepared.manifest
+        about = {key: manifest[key] for key in ("fingerprint", "name") if key in manifest}
+        about |= {
+            "train": {"tokens": prepared.unique_tokens, "bytes": prepared.train_bytes},
+            "validation": {"tokens": len(prepared.validation), "bytes": prepared.validation_bytes},
+            "notes": prepared.notes(),
+        }
+        write_text(self.root / "corpus.json", json.dumps(about, indent=2) + "\n")
+        return prepared
+
+    def machine(self) -> Machine:
+        """This machine's measured peaks, in `machine.json`."""
+        path = self.root / "machine.json"
+        if not path.exists():
+            self.view.stage("machine")
+            measure_machine("cuda" if torch.cuda.is_available() else "cpu").save(path)
+        return Machine.load(path)
+
+    def recipe(self) -> Recipe:
+        """The recipe as the sweep left it, or the prior before it."""
+        path = self.root / "recipe.json"
+        if path.exists():
+            return Recipe.load(path)
+        prepared = prepare(self.question.data, self.cache)
+        data = dataclasses.replace(self.question.data, fingerprint_of_tokens=prepared.fingerprint)
+        machine = self.machine()
+        return Recipe(data=data, precision=machine.precision, batch_factor=BATCH_FACTOR, seed=self.question.seed)
+
+    def place(self, threads: int) -> Place:
+        """Where runs go, on `threads` threads each."""
+        return Place(cache=self.cache, device=self.machine().device, threads=threads)
+
+    def pace(self) -> Pace:
+        """Measured throughput, in `pace.json`."""
+        path = self.root / "pace.json"
+        if not path.exists():
+            self.view.stage("speed")
+            recipe, machine = self.recipe(), self.machine()
+            vocab_size = recipe.data.tokenizer.vocab_size
+            models = [shape(width, vocab_size) for width in PACE_WIDTHS]
+            runs = [recipe.run(model, 1e12, 1e6) for model in models]
+            workers = 1 if machine.device == "cuda" else machine.cores
+            beside = measure_throughput(runs, self.place(1), workers, PACE_SECONDS)
+            tries = [measure_throughput(runs[2:], self.place(n), 1, PACE_SECONDS) for n in sorted({1, machine.cores})]
+            alone = min(tries, key=lambda throughput: throughput.seconds[-1])
+            pace = {"alone": alone.to_json(), "beside": beside.to_json(), "workers": workers}
+            write_text(path, json.dumps(pace, indent=2) + "\n")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Pace(
+            Throughput.from_json(found["alone"]), Throughput.from_json(found["beside"]), workers=found["workers"]
+        )
+
+    def plan(self) -> Plan:
+        """The ladder and target that fit into the minutes, in `plan.json`."""
+        prepared = self.corpus()
+        pace = self.pace()
+        path = self.root / "plan.json"
+        if not path.exists():
+            left = 60 * self.question.minutes - (time.monotonic() - self.began) - REPORT_SECONDS
+            size(self.recipe(), left, prepared.unique_tokens, pace, self.question.design).save(path)
+        return Plan.load(path)
+
+    def sweep(self, plan: Plan) -> None:
+        """The sweep of learning rate and batch on the bottom rung; its correction makes `recipe.json`."""
+        path = self.root / "recipe.json"
+        if path.exists():
+            return
+        self.view.stage("sweep", plan.sweep_seconds)
+        recipe = self.recipe()
+        self._carry_out(plan.sweep, "sweep")
+        observed = observe(self.root / "sweep", plan.sweep.runs)
+        found = fit_transfer(observed)
+        edges = [name for name, edge in (("lr", found.lr_at_edge), ("batch", found.batch_at_edge)) if edge]
+        for name in edges:
+            self.view.say(f"the sweep's best {name} is at its edge: the law takes the edge")
+        lr, batch = round(found.lr_factor, 4), round(found.batch_factor, 4)
+        dataclasses.replace(recipe, lr_factor=lr, batch_factor=batch).save(path)
+
+    def make_ladder(self, plan: Plan) -> Ladder:
+        """The ladder of `plan` with the swept recipe, its repeated rung last."""
+        recipe = self.recipe()
+        unique = prepare(self.question.data, self.cache).unique_tokens
+        ladder = make_ladder(recipe, plan.shapes, plan.levels, unique, plan.design)
+        return Ladder(chains=ladder.chains + repeat(recipe, ladder).chains)
+
+    def ladder(self, plan: Plan) -> None:
+        """Every run of the ladder; the table of what they measured in `observations.csv`."""
+        ladder = self.make_ladder(plan)
+        ladder.save(self.root / "ladder.json")
+        table = self.root / "observations.csv"
+        if table.exists():
+            return
+        self.view.stage("ladder", plan.ladder_seconds)
+        self._carry_out(ladder, "ladder")
+        observe(self.root / "ladder", ladder.runs).write(table)
+
+    def _carry_out(self, ladder: Ladder, folder: str) -> None:
+        pace = self.pace()
+        chains = sorted(ladder.chains, key=lambda chain: -chain_seconds(chain, pace.beside))
+        carry_out_all(chains, self.root / folder, self.place(1), pace.workers, self.view.event)
+
+    def reading(self) -> Reading:
+        """The law through the ladder, with the run noise its repeated rung measured."""
+        ladder = Ladder.load(self.root / "ladder.json")
+        observed = observe(self.root / "ladder", ladder.runs)
+        return read_law(observed, noise=run_noise(observed), seed=self.question.seed)
+
+    def forecast(self, plan: Plan) -> None:
+        """The sealed forecast of the target run, in `forecast.json`. Raises Refused across a change of regime."""
+        path = self.root / "forecast.json"
+        if path.exists():
+            open_seal(path)
+            return
+        self.view.stage("forecast")
+        reading = self.reading()
+        run = self.target(plan, reading)
+        try:
+            prediction = forecast(reading, run)
+        except UserError as error:
+            write_text(self.root / "refused.json", json.dumps({"why": str(error)}) + "\n")
+            raise Refused(str(error)) from error
+        sealed = seal(prediction, reading, self.root / "observations.csv", path, self.root / "target")
+        self.view.say(
+            f"sealed: {run.model.n_layers} layers x {run.model.d_model} on {run.train.tokens:,} tokens will reach "
+            f"{sealed['bpb']:.4f} bpb ({sealed['low']:.4f} to {sealed['high']:.4f})"
+        )
+
+    def target(self, plan: Plan, reading: Reading) -> Run:
+        """The run to forecast: the best real shape for what the time left pays, at least 10 times the ladder's top."""
+        recipe = self.recipe()
+        unique = prepare(self.question.data, self.cache).unique_tokens
+        scale = [float(model.flops_per_token(recipe.data.seq_len)) for model in plan.shapes]
+        within = (min(scale), 1.5 * max(scale))
+        floor = REACH * max(run.flops for run in Ladder.load(self.root / "ladder.json").runs)
+        model = choose_shape(reading, recipe, max(floor, plan.target_flops), unique, within)
+        per_token = model.flops_per_token(recipe.data.seq_len)
+        left = 60 * self.question.minutes - (time.monotonic() - self.began) - REPORT_SECONDS
+        affordable = left / self.pace().alone.seconds_per_token(model, recipe.data.seq_len) * per_token
+        flops = min(max(floor, affordable), FARTHEST / REACH * floor, unique * per_token)
+        tokens = max(flops, floor) / per_token + recipe.batch_tokens(flops)
+        return recipe.run(model, flops, tokens, times=TARGET_VALIDATIONS)
+
+    def verdict(self) -> dict[str, Any]:
+        """Train the forecast run and hold its result against the seal, in `verdict.json`."""
+        sealed = open_seal(self.root / "forecast.json")
+        run = Run.from_json(sealed["run"])
+        pace = self.pace().alone
+        self.view.stage("target", pace.seconds_per_token(run.model, run.data.seq_len) * run.train.tokens)
+
+        def on_step(run: Run, step: int, loss: float) -> None:
+            tokens = step * run.train.batch_tokens
+            self.view.event(Event("target", step, run.train.steps, tokens, loss, 0))
+
+        carry_out(run, self.root / "target", self.place(pace.threads), on_step)
+        return judge(sealed, result_of(self.root / "target"), self.root / "verdict.json")

@@ -1,0 +1,111 @@
+"""Carrying out runs in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nachim.data.pack import Batches
+from nachim.data.prepare import prepare
+from nachim.evaluate.bpb import Windows, measure
+from nachim.lab.ladder import Chain, name_of
+from nachim.model import build
+from nachim.model.decoder import initialise
+from nachim.spec import Run
+from nachim.spec.disk import write_text
+from nachim.train import checkpoint
+from nachim.train.guard import Diverged
+from nachim.train.loop import Stage, train
+from nachim.train.schedule import stable_steps
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how runs are carried out: the token cache, the device, and how much work a kill may cost (seconds)."""
+
+    cache: Path
+    device: str = "cpu"
+    threads: int = 1
+    checkpoint_seconds: float = 20.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a run takes from its chain: the checkpoint it starts from, and the steps whose checkpoints it leaves."""
+
+    start: Path | None = None
+    keep: frozenset[int] = field(default_factory=frozenset)
+
+
+OnStep = Callable[[Run, int, float], None]
+"""Called with (run, steps done, loss) after every step."""
+
+
+def carry_out(run: Run, out: Path, place: Place, on_step: OnStep, share: Share = Share()) -> dict[str, Any]:
+    """Train `run` into `out`, or finish it, and return its result. Raises UserError, and Diverged from the guard."""
+    if (out / "result.json").exists():
+        return result_of(out)
+    settle(place)
+    batches = Batches(prepare(run.data, place.cache), run.data)
+    model = build(run.model, run.model.d_model)
+    initialise(model, run.train.seed)
+    ids = batches.validation(run.validation.tokens)
+    windows = Windows(ids, batches.target_bytes(ids))
+    stage = Stage(
+        device=place.device,
+        start=share.start,
+        keep=share.keep,
+        checkpoint_seconds=place.checkpoint_seconds,
+        on_step=lambda step, loss: on_step(run, step, loss),
+    )
+    return train(run, model, batches.batch, next_token_loss, lambda model: measure(model, windows), out, stage)
+
+
+def carry_out_chain(chain: Chain, root: Path, place: Place, on_step: OnStep) -> None:
+    """Train every run of `chain` into its own folder under `root`, each from where it leaves the one before.
+
+    A run that diverges is recorded in its folder as `diverged.json` and ends the chain: the longer ones share its fault.
+    """
+    start: Path | None = None
+    for run in chain.runs:
+        out = root / name_of(run)
+        leave = stable_steps(run.train) if run is not chain.runs[-1] else 0
+        try:
+            carry_out(run, out, place, on_step, Share(start=start, keep=frozenset({leave} if leave else ())))
+        except Diverged as error:
+            write_text(out / "diverged.json", json.dumps({"why": str(error)}, indent=2) + "\n")
+            return
+        if start:
+            checkpoint.prune(start.parent, frozenset({chain_end(start)}))
+        start = checkpoint.path_at(out / "checkpoint", leave)
+
+
+def chain_end(start: Path) -> int:
+    """The last checkpoint beside `start`: the one that stays when the chain has moved on."""
+    last = checkpoint.latest(start.parent)
+    return checkpoint.step_of(last) if last else 0
+
+
+def result_of(out: Path) -> dict[str, Any]:
+    """The result of the finished run in `out`."""
+    return json.loads((out / "result.json").read_text(encoding="utf-8"))
+
+
+def next_token_loss(model: nn.Module, x_BT: Tensor) -> Tensor:
+    """Mean cross-entropy, nat/token, of every token of `x_BT` [B, T + 1] after the first."""
+    return model.loss(x_BT[:, :-1], x_BT[:, 1:])
+
+
+def settle(place: Place) -> None:
+    """Set threads, and on a GPU insist on deterministic kernels."""
+    torch.set_num_threads(place.threads)
+    if place.device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)

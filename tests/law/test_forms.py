@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+
+from nachim.law import LAWS, law_named
+from nachim.law.forms import Units
+from nachim.spec.error import UserError
+from tests.law.ladders import TRUTH
+
+POINT = np.array([0.55, -1.1, -0.8, 0.6, 0.4, -0.5])
+LOG_X, LOG_TOKENS = np.random.default_rng(0).normal(size=(2, 7))
+
+
+def test_chinchilla_predicts_its_published_loss():
+    """arXiv 2203.15556: the fitted constants give Chinchilla (70B, 1.4T tokens) about 1.93 nats."""
+    loss = LAWS["chinchilla"].predict(TRUTH["chinchilla"], 70e9, 1.4e12)
+    assert loss == pytest.approx(1.69 + 406.4 * 70e9**-0.34 + 410.7 * 1.4e12**-0.28, rel=1e-12)
+    assert loss == pytest.approx(1.93, abs=0.01)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_the_normalised_law_is_the_law(name):
+    law, units = LAWS[name], Units(x=3e7, tokens=2e9, loss=2.7)
+    theta = law.coefficients(POINT[: law.size], units)
+    plain = law.predict(theta, units.x * np.exp(LOG_X), units.tokens * np.exp(LOG_TOKENS))
+    assert units.loss * np.exp(law.value(POINT[: law.size], LOG_X, LOG_TOKENS)) == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_slope_and_curvature_agree_with_finite_differences(name):
+    law, step = LAWS[name], 1e-5
+    z = POINT[: law.size]
+    value, slope, curvature = law.expand(z, LOG_X, LOG_TOKENS)
+    assert value == pytest.approx(law.value(z, LOG_X, LOG_TOKENS), rel=1e-13)
+    c = np.random.default_rng(1).normal(size=len(LOG_X))
+    bend = curvature(c)
+    for i, push in enumerate(step * np.eye(law.size)):
+        up, down = law.expand(z + push, LOG_X, LOG_TOKENS), law.expand(z - push, LOG_X, LOG_TOKENS)
+        assert slope[i] == pytest.approx((up[0] - down[0]) / (2 * step), rel=1e-6, abs=1e-9)
+        assert bend[i] == pytest.approx((up[1] - down[1]) @ c / (2 * step), rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize(("scale", "per_unit"), [("params", 6), ("flops_per_token", 1)])
+def test_the_closed_form_allocation_is_the_minimum(name, scale, per_unit):
+    law, theta, flops = LAWS[name], TRUTH[name], 1e19
+    x, tokens = law.allocation(theta, flops, scale)
+    assert per_unit * x * tokens == pytest.approx(flops, rel=1e-12)
+
+    def loss(log_x: float) -> float:
+        return float(law.predict(theta, np.exp(log_x), flops / per_unit / np.exp(log_x)))
+
+    found = minimize_scalar(loss, bracket=(np.log(x) - 2, np.log(x) + 1.7), tol=1e-12)
+    assert np.exp(found.x) == pytest.approx(float(x), rel=1e-5)
+    model, data = law.exponents(theta)
+    wider = law.allocation(theta, 100 * flops, scale)
+    assert np.log(wider[0] / x) / np.log(100) == pytest.approx(model, rel=1e-12)
+    assert model + data == pytest.approx(1)
+
+
+def test_the_outer_power_does_not_move_the_optimum():
+    theta = TRUTH["coupled"]
+    inner = {name: value for name, value in theta.items() if name != "k"}
+    coupled = LAWS["coupled"].allocation(theta, 1e18, "params")
+    assert np.allclose(coupled, LAWS["chinchilla"].allocation(inner, 1e18, "params"))
+
+
+def test_an_unknown_law_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'chinchilla'"):
+        law_named("chinchila")

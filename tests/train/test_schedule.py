@@ -1,0 +1,84 @@
+"""Learning-rate factors against their closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from nachim.spec import WSD, AdamW, Cosine, MultiStep, Schedule, Train, UserError
+from nachim.train.schedule import course, factor, stable_steps
+
+
+def training(schedule: Schedule, steps: int, batch: int = 64) -> Train:
+    """`steps` steps of `batch` tokens."""
+    return Train(tokens=steps * batch, batch_tokens=batch, optimizer=AdamW(lr=1.0), schedule=schedule)
+
+
+def factors(schedule: Schedule, steps: int) -> list[float]:
+    """The factor of every step."""
+    return [factor(training(schedule, steps), step) for step in range(steps)]
+
+
+def test_cosine_falls_from_the_peak_to_its_end_by_half_a_cosine():
+    found = factors(Cosine(final=0.1), 100)
+    assert found[0] == 1.0
+    assert found[50] == pytest.approx(0.55)
+    assert found[25] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
+    assert found == sorted(found, reverse=True)
+    assert course(Cosine(final=0.1), 6400, 6400) == pytest.approx(0.1)
+    assert course(Cosine(final=0.0), 6400, 6400) == pytest.approx(0.0, abs=1e-15)
+
+
+def test_cosine_counts_from_the_end_of_its_warm_up():
+    found = factors(Cosine(final=0.2, warmup_tokens=20 * 64), 100)
+    assert found[20] == 1.0
+    assert found[60] == pytest.approx(0.6)
+    assert max(found) == 1.0
+
+
+@pytest.mark.parametrize("steps", [10, 70, 1000, 3330])
+def test_multi_step_drops_at_80_and_90_percent(steps):
+    found = factors(MultiStep(), steps)
+    tenth = steps // 10
+    assert found == [1.0] * (8 * tenth) + [0.316] * tenth + [0.1] * tenth
+
+
+@pytest.mark.parametrize("decay", [0.1, 0.2, 0.5, 1.0])
+def test_wsd_stays_and_then_falls_in_a_line_to_zero(decay):
+    found = factors(WSD(decay=decay), 100)
+    expected = [min(1.0, (100 - step) / (100 * decay)) for step in range(100)]
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert course(WSD(decay=decay), 6400, 6400) == 0.0
+    assert found[-1] == pytest.approx(0.01 / decay)
+
+
+@pytest.mark.parametrize("schedule", [Cosine, MultiStep, WSD])
+def test_warm_up_is_a_line_that_reaches_the_peak_at_its_end(schedule):
+    found = factors(schedule(warmup_tokens=9 * 64), 100)
+    assert found[:9] == pytest.approx([(step + 1) / 10 for step in range(9)])
+    assert found[9] == 1.0
+    assert factors(schedule(), 100)[0] == 1.0
+
+
+@pytest.mark.parametrize("decay", [0.1, 0.2, 0.25, 0.3, 0.9])
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("steps", [40, 41, 97, 1000])
+def test_a_short_run_shares_its_stable_steps_with_every_longer_one(steps, warmup, decay):
+    schedule = WSD(decay=decay, warmup_tokens=warmup * 64)
+    short = factors(schedule, steps)
+    shared = stable_steps(training(schedule, steps))
+    for longer in (steps + 1, 2 * steps, 10 * steps):
+        assert factors(schedule, longer)[:shared] == short[:shared]
+    # Beyond them only the step that stands on the decay's first token may still be at the peak.
+    assert all(found < 1.0 for found in short[shared + 1 :])
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), MultiStep(), WSD(decay=1.0), WSD(warmup_tokens=60 * 64, decay=0.5)])
+def test_other_courses_share_nothing_with_a_longer_run(schedule):
+    assert stable_steps(training(schedule, 100)) == 0
+
+
+def test_a_schedule_without_a_course_is_named():
+    with pytest.raises(UserError, match="no course for Schedule"):
+        factor(training(Schedule(), 10), 5)
