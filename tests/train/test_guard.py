@@ -29,9 +29,9 @@ def watch(losses: list[float], guard: Guard | None = None) -> int | None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_or_gradient_that_is_not_finite_stops_at_once(bad):
-    with pytest.raises(Diverged, match="stopped at step 3: loss .* not both finite"):
+    with pytest.raises(Diverged, match=r"stopped at step 3: loss .* not both finite"):
         Guard(0.01).check(3, bad, 1.0)
-    with pytest.raises(Diverged, match="stopped at step 3: loss .* not both finite"):
+    with pytest.raises(Diverged, match=r"stopped at step 3: loss .* not both finite"):
         Guard(0.01).check(3, 2.0, bad)
 
 

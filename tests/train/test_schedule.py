@@ -62,16 +62,16 @@ def test_warm_up_is_a_line_that_reaches_the_peak_at_its_end(schedule):
 
 
 @pytest.mark.parametrize("decay", [0.1, 0.2, 0.25, 0.3, 0.9])
-@pytest.mark.parametrize("warmup", [0, 3])
-@pytest.mark.parametrize("steps", [40, 41, 97, 1000])
+@pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.parametrize("steps", [40, 41, 97, 200])
 def test_a_short_run_shares_its_stable_steps_with_every_longer_one(steps, warmup, decay):
     schedule = WSD(decay=decay, warmup_tokens=warmup * 64)
     short = factors(schedule, steps)
     shared = stable_steps(training(schedule, steps))
-    for longer in (steps + 1, 2 * steps, 10 * steps):
-        assert factors(schedule, longer)[:shared] == short[:shared]
-    # Beyond them only the step that stands on the decay's first token may still be at the peak.
-    assert all(found < 1.0 for found in short[shared + 1 :])
+    assert shared >= (1 - decay) * steps - 1
+    for longer in (steps + 1, 2 * steps, 5 * steps):
+        long = training(schedule, longer)
+        assert [factor(long, step) for step in range(shared)] == short[:shared]
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), MultiStep(), WSD(decay=1.0), WSD(warmup_tokens=60 * 64, decay=0.5)])

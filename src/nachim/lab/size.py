@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from nachim.budget.cost import disk_bytes, makespan
 from nachim.budget.shape import ladder_shapes, nearest_shape
 from nachim.budget.throughput import Throughput
-from nachim.lab.ladder import Chain, Design, Ladder, budgets, make_ladder, sweep
+from nachim.lab.ladder import FEWEST_STEPS, Chain, Design, Ladder, budgets, make_ladder, sweep
 from nachim.lab.recipe import Recipe
 from nachim.law.transfer import model_opt
 from nachim.spec import Decoder, Part, Run, UserError
@@ -52,13 +52,14 @@ def lay_out(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: 
     """The plan whose ladder ends at the budget `top`.
 
     M spans from half of DeepSeek's optimum at the lowest budget to the optimum at the target (arXiv 2401.02954), times
-    `FAMILY`, so that each budget's optimum lies inside its shapes and the target's shape is no extrapolation.
+    `FAMILY`, so that each budget's optimum lies inside its shapes, but no shape is too large to take enough steps.
     """
     levels = budgets(top)
     target = REACH * top
     data = recipe.data
     low, high = span_of_shapes(levels[0], target)
-    shapes = tuple(ladder_shapes(low, high, SHAPES, data.tokenizer.vocab_size, data.seq_len))
+    trainable = top / (1.25 * FEWEST_STEPS * recipe.batch_tokens(top))
+    shapes = tuple(ladder_shapes(low, min(high, trainable), SHAPES, data.tokenizer.vocab_size, data.seq_len))
     ladder = make_ladder(recipe, shapes, levels, unique_tokens, design)
     extra = repeat(recipe, ladder)
     tries = sweep(recipe, sweep_shape(recipe, levels[0]), levels[0])
@@ -80,7 +81,7 @@ def lay_out(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: 
 
 
 FAMILY = 2.0
-"""Our family's optimum M over DeepSeek's prior, at 1e11 to 1e12 FLOP on the embedded corpus (ideas/ladder_shapes.md)."""
+"""Our family's optimum M over DeepSeek's prior, at 1e11 to 1e12 FLOP on the embedded corpus."""
 
 
 def family_opt(flops: float) -> float:

@@ -24,7 +24,7 @@ WARM_STEPS = 2
 
 
 def measure_throughput(runs: Sequence[Run], place: Place, workers: int, seconds: float) -> Throughput:
-    """Seconds a token of the models of `runs`, `seconds` spent on each, with `workers` processes doing the same at once.
+    """Seconds a token of the models of `runs`, `seconds` spent on each, with `workers` processes at it at once.
 
     The slowest worker counts: cores that share caches and power are slower together than alone.
     """

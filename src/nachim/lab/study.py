@@ -21,7 +21,7 @@ from nachim.data.prepare import prepare
 from nachim.data.prepared import Prepared
 from nachim.lab.forecast import choose_shape, forecast, open_seal, seal
 from nachim.lab.ladder import Design, Ladder, make_ladder
-from nachim.lab.launch.local import Event, carry_out_all
+from nachim.lab.launch.local import Event, carry_out_all, event_of
 from nachim.lab.recipe import Recipe
 from nachim.lab.size import REACH, Pace, Plan, chain_seconds, repeat, size
 from nachim.lab.speed import measure_throughput
@@ -40,6 +40,8 @@ PACE_SECONDS = 1.0
 TARGET_VALIDATIONS = 8
 FARTHEST = 14.0
 """A target is never more than this many times the ladder's top: time left over does not make a forecast bolder."""
+WIDER = 2.0
+"""How far the target's M may lie beyond the ladder's largest."""
 REPORT_SECONDS = 10.0
 BATCH_FACTOR = 0.4
 """Where the sweep of the batch begins, times DeepSeek's law: small ladders do better with more, smaller steps."""
@@ -63,6 +65,9 @@ class View(Protocol):
 
     def share(self, what: str, done: float) -> None:
         """`done` (0 to 1) of `what` within the stage."""
+
+    def knows(self, machine: Machine) -> None:
+        """The machine, as measured: what MFU is held against."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,7 @@ class Study:
             "at": now,
             "version": nachim.__version__,
             "torch": torch.__version__,
+            "python": platform.python_version(),
         }
         write_text(path, json.dumps([*known, entry], indent=2) + "\n")
 
@@ -142,7 +148,9 @@ class Study:
         if not path.exists():
             self.view.stage("machine")
             measure_machine("cuda" if torch.cuda.is_available() else "cpu").save(path)
-        return Machine.load(path)
+        machine = Machine.load(path)
+        self.view.knows(machine)
+        return machine
 
     def recipe(self) -> Recipe:
         """The recipe as the sweep left it, or the prior before it."""
@@ -222,6 +230,22 @@ class Study:
         self._carry_out(ladder, "ladder")
         observe(self.root / "ladder", ladder.runs).write(table)
 
+    def summary(self) -> dict[str, Any]:
+        """The finished study in one object."""
+        files = ("corpus", "forecast", "verdict")
+        corpus, sealed, verdict = (json.loads((self.root / f"{name}.json").read_text()) for name in files)
+        ladder = Ladder.load(self.root / "ladder.json")
+        keys = ("flops", "bpb", "low", "high", "sealed_at", "sha256")
+        return {
+            "corpus": corpus,
+            "ladder": {"runs": len(ladder.runs), "flops": ladder.flops},
+            "law": sealed["law"],
+            "forecast": {key: sealed[key] for key in keys},
+            "measured": {"bpb": verdict["measured"]},
+            "error_percent": verdict["error_percent"],
+            "inside": verdict["inside"],
+        }
+
     def _carry_out(self, ladder: Ladder, folder: str) -> None:
         pace = self.pace()
         chains = sorted(ladder.chains, key=lambda chain: -chain_seconds(chain, pace.beside))
@@ -233,15 +257,17 @@ class Study:
         observed = observe(self.root / "ladder", ladder.runs)
         return read_law(observed, noise=run_noise(observed), seed=self.question.seed)
 
-    def forecast(self, plan: Plan) -> None:
-        """The sealed forecast of the target run, in `forecast.json`. Raises Refused across a change of regime."""
+    def forecast(self, plan: Plan, flops: float | None = None) -> dict[str, Any]:
+        """The sealed forecast of the target run, of `flops` where given, in `forecast.json`.
+
+        Raises Refused across a change of regime.
+        """
         path = self.root / "forecast.json"
         if path.exists():
-            open_seal(path)
-            return
+            return open_seal(path)
         self.view.stage("forecast")
         reading = self.reading()
-        run = self.target(plan, reading)
+        run = self.target(plan, reading, flops)
         try:
             prediction = forecast(reading, run)
         except UserError as error:
@@ -252,21 +278,23 @@ class Study:
             f"sealed: {run.model.n_layers} layers x {run.model.d_model} on {run.train.tokens:,} tokens will reach "
             f"{sealed['bpb']:.4f} bpb ({sealed['low']:.4f} to {sealed['high']:.4f})"
         )
+        return sealed
 
-    def target(self, plan: Plan, reading: Reading) -> Run:
+    def target(self, plan: Plan, reading: Reading, wanted: float | None) -> Run:
         """The run to forecast: the best real shape for what the time left pays, at least 10 times the ladder's top."""
         recipe = self.recipe()
         unique = prepare(self.question.data, self.cache).unique_tokens
         scale = [float(model.flops_per_token(recipe.data.seq_len)) for model in plan.shapes]
-        within = (min(scale), 1.5 * max(scale))
+        within = (min(scale), WIDER * max(scale))
         floor = REACH * max(run.flops for run in Ladder.load(self.root / "ladder.json").runs)
-        model = choose_shape(reading, recipe, max(floor, plan.target_flops), unique, within)
+        model = choose_shape(reading, recipe, wanted or max(floor, plan.target_flops), unique, within)
         per_token = model.flops_per_token(recipe.data.seq_len)
-        left = 60 * self.question.minutes - (time.monotonic() - self.began) - REPORT_SECONDS
-        affordable = left / self.pace().alone.seconds_per_token(model, recipe.data.seq_len) * per_token
-        flops = min(max(floor, affordable), FARTHEST / REACH * floor, unique * per_token)
-        tokens = max(flops, floor) / per_token + recipe.batch_tokens(flops)
-        return recipe.run(model, flops, tokens, times=TARGET_VALIDATIONS)
+        if wanted is None:
+            left = 60 * self.question.minutes - (time.monotonic() - self.began) - REPORT_SECONDS
+            affordable = left / self.pace().alone.seconds_per_token(model, recipe.data.seq_len) * per_token
+            wanted = max(floor, min(affordable, FARTHEST / REACH * floor, unique * per_token))
+        tokens = wanted / per_token + recipe.batch_tokens(wanted)
+        return recipe.run(model, wanted, tokens, times=TARGET_VALIDATIONS)
 
     def verdict(self) -> dict[str, Any]:
         """Train the forecast run and hold its result against the seal, in `verdict.json`."""
@@ -276,8 +304,7 @@ class Study:
         self.view.stage("target", pace.seconds_per_token(run.model, run.data.seq_len) * run.train.tokens)
 
         def on_step(run: Run, step: int, loss: float) -> None:
-            tokens = step * run.train.batch_tokens
-            self.view.event(Event("target", step, run.train.steps, tokens, loss, 0))
+            self.view.event(event_of("target", run, step, loss, pace.threads))
 
         carry_out(run, self.root / "target", self.place(pace.threads), on_step)
         return judge(sealed, result_of(self.root / "target"), self.root / "verdict.json")

@@ -71,7 +71,7 @@ def carry_out(run: Run, out: Path, place: Place, on_step: OnStep, share: Share =
 def carry_out_chain(chain: Chain, root: Path, place: Place, on_step: OnStep) -> None:
     """Train every run of `chain` into its own folder under `root`, each from where it leaves the one before.
 
-    A run that diverges is recorded in its folder as `diverged.json` and ends the chain: the longer ones share its fault.
+    A run that diverges is recorded in its folder as `diverged.json` and ends the chain: longer ones share its fault.
     """
     start: Path | None = None
     for run in chain.runs:

@@ -14,7 +14,7 @@ from nachim.law.observe import Observations
 from nachim.law.solve import DELTA, minimise
 from nachim.spec.error import UserError
 
-STARTS = 20
+STARTS = 16
 EFFECTIVE_EXPONENTS = (0.08, 0.18, 0.32, 0.6)
 FLOORS = (0.02, 0.4, 0.7, 0.9)
 NARROWING = ((0.1, 16), (0.01, 10), (DELTA, 40))

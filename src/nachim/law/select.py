@@ -15,7 +15,7 @@ from nachim.spec.error import UserError
 
 CUTS = 6
 DRAWS = 30
-STARTS = 6
+STARTS = 4
 SPARE = 4
 LEAST_SHARE = 0.4
 """A rollout fits at least this share of the runs: fits to far fewer do not behave like the fit to all."""

@@ -55,9 +55,11 @@ def write_text(path: Path | str, text: str) -> None:
 def locked(path: Path, patience: float = 10.0) -> Iterator[None]:
     """Hold the lock file `path` for the block; the system lets go of it when the process dies.
 
-    Raises UserError when another process still holds it after `patience` seconds.
+    Raises UserError when another process still holds it after `patience` seconds, or the folder is not writable.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with full_disk_is_an_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     with open(path, "w", encoding="utf-8") as file:
         deadline = time.monotonic() + patience
         while True:

@@ -22,14 +22,22 @@ EVERY_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Event:
-    """News of a run: steps done of it, its loss (nat/token), and the worker process it runs in."""
+    """News of a run: steps done, loss (nat/token), FLOP/token (body and head), threads, and its worker process."""
 
     run: str
     step: int
     steps: int
-    tokens: int
+    batch_tokens: int
     loss: float
+    flops_per_token: int
+    threads: int
     worker: int
+
+
+def event_of(name: str, run: Run, step: int, loss: float, threads: int) -> Event:
+    """The news that `run`, called `name`, has done `step` steps in this process."""
+    work = run.flops_per_token + run.model.head_flops_per_token
+    return Event(name, step, run.train.steps, run.train.batch_tokens, loss, work, threads, os.getpid())
 
 
 def carry_out_all(
@@ -90,7 +98,6 @@ def _work(chain: Chain, root: Path, place: Place) -> None:
             os._exit(1)  # the laboratory was killed: a restarted one must find this run free
         if time.monotonic() - last > EVERY_SECONDS or step == run.train.steps:
             last = time.monotonic()
-            tokens = step * run.train.batch_tokens
-            _news.put(Event(name_of(run), step, run.train.steps, tokens, loss, os.getpid()))
+            _news.put(event_of(name_of(run), run, step, loss, place.threads))
 
     carry_out_chain(chain, root, place, report)

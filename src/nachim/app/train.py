@@ -1,0 +1,55 @@
+"""The verb `nachim train`: a run, or a sealed forecast's run, in; weights and a result out."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from nachim.app.ask import CACHE, open_study
+from nachim.app.report import write_report
+from nachim.app.view import TerminalView
+from nachim.spec import Run, UserError
+
+
+def train(
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    json: bool = False,
+) -> int:
+    """Train one run, safe to kill at any time: the same command goes on from the last checkpoint, bit for bit.
+
+    RUN is a run.json (every run folder holds one; --out says where to train), or the folder of a study whose forecast
+    is sealed: its target is trained and the verdict given.
+
+    Example: nachim train runs/stdlib-10min-trunks-s0
+    """
+    with TerminalView() as view:
+        if source.is_dir() and not (source / "run.json").exists():
+            study = open_study(source, view)
+            result: dict[str, Any] = study.verdict()
+            view.say(f"report: {write_report(study.root)}")
+        else:
+            result = _train_file(source, out, view)
+    print(jsonlib.dumps(result) if json else jsonlib.dumps(result, indent=2))
+    return 0
+
+
+def _train_file(source: Path, out: Path | None, view: TerminalView) -> dict[str, Any]:
+    from nachim.lab.launch.local import event_of
+    from nachim.lab.work import Place, carry_out
+
+    run = Run.load(source / "run.json" if source.is_dir() else source)
+    if out is None and not source.is_dir():
+        raise UserError(f"say where to train {source}: add --out DIR")
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    place = Place(cache=CACHE, threads=threads)
+    view.stage("training")
+
+    def on_step(run: Run, step: int, loss: float) -> None:
+        view.event(event_of("run", run, step, loss, threads))
+
+    return carry_out(run, out or source, place, on_step)
