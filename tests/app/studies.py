@@ -18,7 +18,7 @@ from nachim.law import LAWS, study
 from nachim.spec import BPE, Data, Machine, Run
 from nachim.train.metrics import Metrics
 
-TRUTH = {"E": 0.75, "A": 95.0, "B": 95.0, "alpha": 0.33, "beta": 0.33}
+TRUTH = {"E": 0.75, "A": 45.0, "B": 50.0, "alpha": 0.33, "beta": 0.33}
 UNIQUE = 200_000_000
 NATS_PER_BPB = 2.1
 MACHINE = Machine(
@@ -82,7 +82,7 @@ def begin_study(root: Path) -> tuple[Recipe, Plan]:
     """What stands there before the first run: question, machine, pace, plan, corpus, commands."""
     data = Data(tokenizer=BPE(vocab_size=512), seq_len=128)
     recipe = Recipe(data=data, precision="fp32", validation_tokens=8192)
-    plan = lay_out(recipe, 1e12, UNIQUE, Pace(alone=PACE, beside=PACE, workers=8), "trunks")
+    plan = lay_out(recipe, 6e12, UNIQUE, Pace(alone=PACE, beside=PACE, workers=8), "trunks")
     root.mkdir(parents=True)
     corpus = {
         "fingerprint": "c0ffee" * 10,

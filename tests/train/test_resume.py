@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -13,7 +14,7 @@ import torch
 
 from nachim.spec import WSD, UserError
 from nachim.spec.disk import locked
-from nachim.train import checkpoint, loop
+from nachim.train import checkpoint, guard, loop
 from nachim.train.schedule import factor, stable_steps
 from tests.train import tiny
 from tests.train.tiny import ALWAYS, BATCH, NEVER, Kill, differing, folders, go, kill_at, rows, tiny_run, weights
@@ -164,3 +165,54 @@ def test_the_number_of_threads_does_not_change_the_bits(tmp_path):
     finally:
         torch.set_num_threads(before)
     assert not differing(weights(tmp_path / "1"), weights(tmp_path / "2"))
+
+
+def test_every_step_reads_its_own_sequences_however_often_the_run_is_killed(tmp_path):
+    run, asked = tiny_run(STEPS), []
+
+    def recorded(first: int, count: int):
+        asked.append((first, count))
+        return tiny.batches(first, count)
+
+    for last in (3, 6, None):
+        stage = loop.Stage(checkpoint_seconds=ALWAYS, **({} if last is None else {"on_step": kill_at(last)}))
+        with pytest.raises(Kill) if last else contextlib.nullcontext():
+            loop.train(run, tiny.fresh(run), recorded, tiny.loss, tiny.validate, tmp_path, stage)
+    assert asked == [(4 * step, 4) for step in (0, 1, 2, 2, 3, 4, 5, 5, 6, 7)]
+
+
+def test_metrics_written_ahead_of_a_checkpoint_that_never_came_are_taken_back(tmp_path, monkeypatch):
+    def die_at_five(root, stepper, progress, keep):
+        if progress.step == 5:
+            raise Kill
+        return save(root, stepper, progress, keep)
+
+    run, save = tiny_run(STEPS), checkpoint.save
+    with monkeypatch.context() as patched, pytest.raises(Kill):
+        patched.setattr(checkpoint, "save", die_at_five)
+        go(run, tmp_path / "killed", checkpoint_seconds=ALWAYS)
+    assert [row["step"] for row in rows(tmp_path / "killed")] == [1, 2, 3, 4, 5]
+    assert folders(tmp_path / "killed") == ["step-000000004"]
+    go(run, tmp_path / "killed")
+    go(run, tmp_path / "whole")
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+
+
+def test_the_guard_of_a_resumed_run_remembers_its_past(tmp_path, monkeypatch):
+    guards = []
+
+    class Watched(guard.Guard):
+        def __init__(self, lr: float) -> None:
+            super().__init__(lr)
+            guards.append(self)
+
+    monkeypatch.setattr(guard, "MEMORY_STEPS", 3)
+    monkeypatch.setattr(loop, "Guard", Watched)
+    run = tiny_run(STEPS)
+    with pytest.raises(Kill):
+        go(run, tmp_path / "killed", checkpoint_seconds=ALWAYS, on_step=kill_at(6))
+    go(run, tmp_path / "killed")
+    go(run, tmp_path / "whole")
+    states = [(one.seen, one.smooth, one.lowest) for one in guards]
+    assert states[1] == states[2]
+    assert states[2][2] < 10

@@ -32,7 +32,7 @@ TEMPLATE = go.layout.Template(
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', sans-serif", "size": 13},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 70, "r": 20, "t": 30, "b": 60},
+        "margin": {"l": 75, "r": 20, "t": 40, "b": 65},
         "hoverlabel": {"bgcolor": "#1c2430", "font": {"color": "#ffffff"}},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
@@ -62,13 +62,15 @@ def loss_against_compute(
         flops = np.geomspace(obs.flops.min(), top, 80)
         point, low, high = reading.predict(*reading.fit.allocation(flops))
         _band(fig, flops, low, high, "90 % prediction interval")
-        fig.add_scatter(x=flops, y=point, mode="lines", line={"color": LAW}, name="law at its optimum", hoverinfo="skip")
+        fig.add_scatter(
+            x=flops, y=point, mode="lines", line={"color": LAW}, name="law at its optimum", hoverinfo="skip"
+        )
     _runs(fig, obs, obs.flops, obs.loss)
     if sealed:
         _forecast(fig, float(sealed["flops"]), sealed, measured, col=1)
-        _forecast(fig, "", sealed, measured, col=2)
+        _forecast(fig, "target", sealed, measured, col=2)
         fig.update_xaxes(showticklabels=False, ticks="", row=1, col=2)
-    _log_x(fig, C_TITLE)
+    _log(fig, "x", C_TITLE)
     fig.update_yaxes(title=BPB, row=1, col=1)
     return fig
 
@@ -93,7 +95,7 @@ def isoflop_curves(obs: Observations, reading: Study, second: IsoFlop | None) ->
         marker = {"symbol": "x-thin", "size": 13, "line": {"width": 2.5, "color": FORECAST}}
         place = {"x": [minimum.x for minimum in inside], "y": [minimum.loss for minimum in inside]}
         fig.add_scatter(**place, mode="markers", marker=marker, name="parabola's minimum")
-    _log_x(fig, M_TITLE)
+    _log(fig, "x", M_TITLE)
     return fig.update_yaxes(title=BPB)
 
 
@@ -105,7 +107,13 @@ def loss_surface(obs: Observations, reading: Study, target: tuple[float, float] 
     scale, tokens = (np.geomspace(column.min() / 1.6, column.max() * 1.6, 70) for column in ends)
     surface = np.log(reading.fit.predict(scale[None, :], tokens[:, None]))
     levels = np.linspace(surface.min(), surface.max(), 9)
-    bar = {"tickvals": levels, "ticktext": [f"{level:.2f}" for level in np.exp(levels)], "title": "bpb", "len": 0.62, "y": 0.31}
+    bar = {
+        "tickvals": levels,
+        "ticktext": [f"{level:.2f}" for level in np.exp(levels)],
+        "title": "bpb",
+        "len": 0.62,
+        "y": 0.31,
+    }
     fig.add_contour(
         x=scale, y=tokens, z=surface, colorscale="Blues_r", opacity=0.75, colorbar=bar, hoverinfo="skip",
         contours={"start": levels[0], "end": levels[-1], "size": (levels[-1] - levels[0]) / 24}, line={"width": 0.5},
@@ -118,8 +126,9 @@ def loss_surface(obs: Observations, reading: Study, target: tuple[float, float] 
     _runs(fig, obs, x, obs.tokens)
     if target:
         _star(fig, *target, name="target")
-    _log_x(fig, M_TITLE)
-    return fig.update_yaxes(title=D_TITLE, type="log", exponentformat="power").update_layout(height=520)
+    _log(fig, "x", M_TITLE)
+    _log(fig, "y", D_TITLE)
+    return fig.update_layout(height=520)
 
 
 def allocation(
@@ -132,7 +141,12 @@ def allocation(
     inside = [minimum for minimum in second.minima if not minimum.at_edge] if second else []
     sides = [
         ([a.x for a in found], [a.x_interval for a in found], model_opt(flops), [m.x for m in inside]),
-        ([a.tokens for a in found], [a.tokens_interval for a in found], data_opt(flops), [m.flops / m.x for m in inside]),
+        (
+            [a.tokens for a in found],
+            [a.tokens_interval for a in found],
+            data_opt(flops),
+            [m.flops / m.x for m in inside],
+        ),
     ]
     for col, (best, ends, published, minima) in enumerate(sides, 1):
         low, high = np.array(ends).T
@@ -147,9 +161,9 @@ def allocation(
             fig.add_scatter(x=at, y=minima, mode="markers", marker=marker, name="parabola's minimum", **common)
         if target:
             _star(fig, target[0] * target[1], target[col - 1], name="target", col=col)
-    _log_x(fig, C_TITLE)
     for col, title in enumerate((M_TITLE, D_TITLE), 1):
-        fig.update_yaxes(title=title, type="log", exponentformat="power", row=1, col=col)
+        _log(fig, "x", C_TITLE, col)
+        _log(fig, "y", title, col)
     return fig
 
 
@@ -170,8 +184,10 @@ def sweep(tries: Sequence[tuple[float, float, float]], chosen: tuple[float, floa
             fig.add_vline(x=chosen[col - 1], line=line, row=1, col=col)
             if col == 1:
                 fig.add_scatter(x=[None], y=[None], mode="lines", line=line, name="chosen", row=1, col=1)
-        fig.update_xaxes(title=title, type="log", row=1, col=col, tickvals=kept[:, col - 1], tickformat="~g")
-    fig.update_yaxes(title=BPB, row=1, col=1)
+        ticks = kept[:, col - 1]
+        said = [f"{each:.3g}" if each < 1 else f"{each:,.0f}" for each in ticks]
+        fig.update_xaxes(title=title, type="log", tickvals=ticks, ticktext=said, row=1, col=col)
+    fig.update_yaxes(matches="y").update_yaxes(title=BPB, row=1, col=1)
     return fig.update_layout(height=360)
 
 
@@ -184,7 +200,7 @@ def residuals(obs: Observations, reading: Study, noise: float | None) -> go.Figu
         _band(fig, span, low, high, "90 % of run noise")
     fig.add_hline(y=0, line={"color": LAW, "width": 1})
     _runs(fig, obs, obs.flops, 100 * np.expm1(reading.fit.residuals))
-    _log_x(fig, C_TITLE)
+    _log(fig, "x", C_TITLE)
     return fig.update_yaxes(title="measured over law, %").update_layout(height=380)
 
 
@@ -209,8 +225,9 @@ def training_curves(curves: Sequence[Curve], target: Curve | None) -> go.Figure:
             marker = {"color": MEASURED, "size": 9, "symbol": "diamond", "line": {"color": "#ffffff", "width": 1}}
             at, value = target.validation
             fig.add_scatter(x=at, y=value, mode="markers", marker=marker, name="target, validation")
-    _log_x(fig, "training tokens")
-    return fig.update_yaxes(title="loss, nat/token", type="log", dtick="D2").update_layout(height=480)
+    _log(fig, "x", "training tokens")
+    _log(fig, "y", "loss, nat/token")
+    return fig.update_layout(height=480)
 
 
 def rollouts(obs: Observations, reading: Study) -> go.Figure:
@@ -229,8 +246,7 @@ def rollouts(obs: Observations, reading: Study) -> go.Figure:
             name=f"{name}: {reading.errors[name]:.2f} %{chosen}",
         )  # fmt: skip
     fig.add_hline(y=0, line={"color": LAW, "width": 1})
-    _log_x(fig, "compute of the forecast run / dearest run fitted")
-    fig.update_xaxes(tickvals=[1, 1.5, 2, 3, 5, 10, 20, 50, 100], exponentformat="none")
+    _log(fig, "x", "compute of the forecast run / dearest run fitted")
     return fig.update_yaxes(title="measured over forecast, %").update_layout(height=380)
 
 
@@ -250,9 +266,9 @@ def smooth(tokens: Array, loss: Array, count: int = 160) -> tuple[Array, Array]:
 def _panels(widths: Sequence[float], titles: Sequence[str], gap: float = 0.0) -> go.Figure:
     fig = make_subplots(1, len(widths), column_widths=list(widths), horizontal_spacing=gap, subplot_titles=list(titles))
     fig.update_annotations(font_size=13)
-    return fig.update_layout(
-        template=TEMPLATE, legend={"orientation": "h", "y": 1.12, "yanchor": "bottom", "x": 0, "font": {"size": 12}}
-    )
+    above = 1.09 if any(titles) else 1.02
+    legend = {"orientation": "h", "y": above, "yanchor": "bottom", "x": 0, "font": {"size": 12}}
+    return fig.update_layout(template=TEMPLATE, legend=legend)
 
 
 def _colours(scale: Sequence[str], count: int) -> list[str]:
@@ -270,7 +286,10 @@ def _runs(fig: go.Figure, obs: Observations, across: Array, up: Array) -> None:
         here = group == name
         symbols = np.where(first[here], "circle", "circle-open")
         marker = {"color": colour, "size": 8, "symbol": symbols, "line": {"width": 1.5, "color": colour}}
-        said = [f"M {m:.3g}, D {d:.3g}, bpb {b:.4f}" for m, d, b in zip(scale[here], obs.tokens[here], obs.loss[here], strict=True)]
+        said = [
+            f"M {m:.3g}, D {d:.3g}, bpb {b:.4f}"
+            for m, d, b in zip(scale[here], obs.tokens[here], obs.loss[here], strict=True)
+        ]
         fig.add_scatter(
             x=across[here], y=up[here], mode="markers", marker=marker, name=html.escape(name), text=said,
             hovertemplate="%{text}<extra>%{fullData.name}</extra>",
@@ -302,8 +321,38 @@ def _star(fig: go.Figure, x: Any, y: float, name: str, col: int = 1, first: bool
     fig.add_scatter(x=[x], y=[y], mode="markers", marker=marker, name=name, showlegend=show, row=1, col=col)
 
 
-def _log_x(fig: go.Figure, title: str) -> None:
-    """Logarithmic x on every panel but the enlarged one, whose x has no meaning."""
-    for col, axis in enumerate(fig.select_xaxes(), 1):
-        if axis.showticklabels is not False:
-            fig.update_xaxes(title=title, type="log", exponentformat="power", row=1, col=col)
+def _log(fig: go.Figure, axis: str, title: str, col: int = 1) -> None:
+    """Make `axis` ("x" or "y") of panel `col` logarithmic, with round ticks that say their power of ten."""
+    name = axis if col == 1 else f"{axis}{col}"
+    traces = [trace for trace in fig.data if (trace[f"{axis}axis"] or axis) == name]
+    values = np.concatenate([np.asarray(trace[axis], float).ravel() for trace in traces])
+    ticks = round_ticks(float(np.nanmin(values)), float(np.nanmax(values)))
+    update = fig.update_xaxes if axis == "x" else fig.update_yaxes
+    update(type="log", title=title, tickvals=ticks, ticktext=[_spelt(each) for each in ticks], row=1, col=col)
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Round values from `low` to `high`, about even in ratio: the sparsest of a few sets that has four of them."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    inside: list[float] = []
+    for digits in (
+        (1,),
+        (1, 3),
+        (1, 2, 5),
+        (1, 1.5, 2, 3, 5, 7),
+        np.arange(10, 100, 5) / 10,
+        np.arange(100, 1000) / 100,
+    ):
+        inside = [float(f"{digit}e{power}") for power in decades for digit in digits]
+        inside = [value for value in inside if low / 1.1 <= value <= high * 1.1]
+        if len(inside) >= 4:
+            break
+    return inside[:: 1 + len(inside) // 12]
+
+
+def _spelt(value: float) -> str:
+    if 1e-3 <= value < 1e4:
+        return f"{value:.4g}"
+    digit, power = f"{value:.2e}".split("e")
+    exponent = f"10<sup>{int(power)}</sup>"
+    return exponent if float(digit) == 1 else f"{float(digit):g}×{exponent}"

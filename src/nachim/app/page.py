@@ -31,6 +31,7 @@ h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 .gaps.bad { border-color: var(--bad); }
 .gaps ul { margin: .3rem 0; padding-left: 1.2rem; }
 figure { margin: .4rem 0 0; break-inside: avoid; }
+figcaption { margin-top: .6rem; }
 figcaption, .note { color: var(--soft); font-size: .9rem; max-width: 62rem; }
 .missing { border: 1px dashed var(--line); border-radius: 8px; color: var(--soft); padding: 1rem; }
 .wide { overflow-x: auto; }
@@ -39,6 +40,7 @@ th, td { padding: .22rem .7rem .22rem 0; text-align: left; border-bottom: 1px so
   overflow-wrap: normal; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 .n { text-align: right; white-space: nowrap; }
+details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
 code { font: .84em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 .js-plotly-plot .cartesianlayer text, .js-plotly-plot .infolayer text, .js-plotly-plot .xaxislayer-above text,
 .js-plotly-plot .yaxislayer-above text { fill: var(--ink) !important; }
@@ -91,9 +93,16 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1)
     return element("div", element("table", element("thead", top), element("tbody", *body)), kind="wide")
 
 
+def folded(title: str, inside: Html) -> Html:
+    """`inside`, shown once its title is clicked."""
+    return element("details", element("summary", title), inside)
+
+
 def figure(title: str, drawn: Html | None, caption: str, missing: str) -> Html:
     """A titled figure with its caption; where nothing was drawn, the reason stands in its place."""
-    inside = [element("figure", drawn, element("figcaption", caption))] if drawn else [element("p", missing, kind="missing")]
+    inside = (
+        [element("figure", drawn, element("figcaption", caption))] if drawn else [element("p", missing, kind="missing")]
+    )
     return Html(element("h2", title) + "".join(inside))
 
 

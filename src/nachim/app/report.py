@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nachim.app.figures import Curve
     from nachim.app.record import Record, Rung
 
-CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
+CONFIG = {"displayModeBar": False, "responsive": True}
 
 
 def report(directory: Annotated[Path, tyro.conf.Positional], json: bool = False) -> int:
@@ -110,7 +110,7 @@ def _forecast_cards(record: Record) -> list[tuple[str, str, str]]:
     if verdict:
         side = "inside" if verdict["inside"] else "outside"
         said = f"measured over forecast; {side} the interval"
-        found.append(("forecast error", f"{verdict['error_percent']:+.2f} %", said))
+        found.append(("forecast error", f"{verdict['error_percent']:+.2f} %".replace("-", "−"), said))
     if sealed:
         width = 100 * (sealed["high"] - sealed["low"]) / sealed["bpb"]
         level = f"{100 * sealed.get('level', 0.9):.0f} % prediction interval, high over low"
@@ -179,7 +179,7 @@ def _chosen(record: Record) -> tuple[float, float] | None:
     except UserError:
         return None
     flops = float(record.sweep[0].run.flops)
-    return float(recipe.transfer.lr(flops)), float(recipe.transfer.batch_tokens(flops))
+    return float(recipe.transfer.lr(flops)), float(recipe.batch_tokens(flops))
 
 
 def _curve(rung: Rung) -> Curve | None:

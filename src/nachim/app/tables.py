@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import nachim
 from nachim.app.fit import MEANING, summarise
-from nachim.app.page import Html, bullets, element, flat, power, short, table
+from nachim.app.page import Html, bullets, element, flat, folded, power, short, table
 
 if TYPE_CHECKING:
     from nachim.app.record import Record, Rung
@@ -119,8 +119,7 @@ def _settings(record: Record) -> Iterator[Html]:
     if found:
         yield element("h2", "Settings")
     for title, value in found:
-        yield element("h3", title)
-        yield table(("field", "value"), list(flat(value)), left=2)
+        yield folded(title, table(("field", "value"), list(flat(value)), left=2))
 
 
 def _provenance(record: Record) -> Iterator[Html]:

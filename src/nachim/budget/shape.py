@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 from nachim.spec import Attention, Decoder, SwiGLU, UserError
@@ -30,11 +31,16 @@ def shape(d_model: int, vocab_size: int) -> Decoder:
     )
 
 
+@functools.cache
+def family(vocab_size: int, seq_len: int) -> tuple[tuple[float, Decoder], ...]:
+    """Every member with its M, FLOP/token, smallest first."""
+    members = (shape(width, vocab_size) for width in WIDTHS)
+    return tuple((float(model.flops_per_token(seq_len)), model) for model in members)
+
+
 def nearest_shape(flops_per_token: float, vocab_size: int, seq_len: int) -> Decoder:
     """The family's decoder whose M is nearest in ratio. Raises UserError when none is within a factor of two."""
-    family = (shape(width, vocab_size) for width in WIDTHS)
-    best = min(family, key=lambda model: abs(math.log(model.flops_per_token(seq_len) / flops_per_token)))
-    found = best.flops_per_token(seq_len)
+    found, best = min(family(vocab_size, seq_len), key=lambda member: abs(math.log(member[0] / flops_per_token)))
     if not 0.5 < found / flops_per_token < 2:
         raise UserError(
             f"no decoder has M = {flops_per_token:.3g} FLOP/token at length {seq_len}; the nearest has {found:.3g}: "

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nachim.budget.shape import WIDTHS, shape
+from nachim.budget.shape import family
 from nachim.lab.recipe import Recipe
 from nachim.law import Study, check_regime
 from nachim.spec import Decoder, Run, UserError
@@ -39,11 +39,9 @@ def choose_shape(
     Raises UserError when no shape trains within one epoch: tokens seen again are worth less, and the law has seen none.
     """
     data = recipe.data
-    family = [shape(width, data.tokenizer.vocab_size) for width in WIDTHS if width <= 1024]
-    scale = [model.flops_per_token(data.seq_len) for model in family]
     fits = [
         (model, m)
-        for model, m in zip(family, scale, strict=True)
+        for m, model in family(data.tokenizer.vocab_size, data.seq_len)
         if flops / m <= unique_tokens and within[0] <= m <= within[1]
     ]
     if not fits:

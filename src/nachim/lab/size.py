@@ -17,6 +17,7 @@ from nachim.spec import Decoder, Part, Run, UserError
 REACH = 10.0
 """How many times the ladder's largest budget a target is at least."""
 SHAPES = 6
+SMALLEST_TOP, LARGEST_TOP = 1e10, 1e24
 RUN_SECONDS = 0.5
 """Fixed cost of a run beside its steps: building, checkpoints, results."""
 
@@ -130,23 +131,20 @@ def chain_seconds(chain: Chain, pace: Throughput) -> float:
 
 
 def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design: Design) -> Plan:
-    """The largest plan that takes `seconds`, found by halving the range of ladder tops.
+    """The largest plan that takes `seconds`: ladder tops are tried upwards in steps of 3 %.
 
     Raises UserError when even the smallest useful ladder takes longer, saying how long.
     """
-    low, high = 1e9, 1e24
-    best: Plan | None = None
-    for _ in range(40):
-        top = (low * high) ** 0.5
+    best = least = None
+    top = SMALLEST_TOP
+    while top < LARGEST_TOP:
         plan = _try(recipe, top, unique_tokens, pace, design)
-        if plan is None:
-            low = top
-        elif total(plan) > seconds:
-            high = top
-        else:
-            low, best = top, plan
+        least = least or plan
+        if plan is not None and total(plan) > seconds:
+            break
+        best = plan or best
+        top *= 1.03
     if best is None:
-        least = _try(recipe, high, unique_tokens, pace, design)
         needs = f"the smallest takes about {total(least) / 60:.1f} minutes" if least else "none fits the corpus"
         raise UserError(f"no useful ladder fits into {seconds / 60:.1f} minutes here: {needs}; give it more --minutes")
     return best
