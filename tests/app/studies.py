@@ -18,7 +18,7 @@ from nachim.law import LAWS, study
 from nachim.spec import BPE, Data, Machine, Run
 from nachim.train.metrics import Metrics
 
-TRUTH = {"E": 0.75, "A": 45.0, "B": 50.0, "alpha": 0.33, "beta": 0.33}
+TRUTH = {"E": 0.75, "A": 28.0, "B": 70.0, "alpha": 0.33, "beta": 0.33}
 UNIQUE = 200_000_000
 NATS_PER_BPB = 2.1
 MACHINE = Machine(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -114,6 +115,9 @@ def test_a_longer_run_may_start_from_a_shorter_ones_checkpoint(tmp_path):
     assert rows(tmp_path / "from") == rows(tmp_path / "scratch")[shared:]
     assert result["validation"] == scratch["validation"]
     assert (result["steps_taken_here"], scratch["steps_taken_here"]) == (8, 14)
+    for place, found in (("from", result), ("scratch", scratch)):
+        spent = pq.read_table(tmp_path / place / "metrics.parquet")["seconds"].to_pylist()
+        assert found["seconds"] == pytest.approx(sum(spent)), "the steps taken here, and no others, count"
     assert before == {path: path.read_bytes() for path in start.rglob("*") if path.is_file()}
 
 

@@ -14,9 +14,9 @@ def captions(record: Record) -> dict[str, tuple[str, str, str]]:
     return {
         "compute": (
             "Loss against compute",
-            "Each point is one finished run, an open one a repeat with another seed; lower is better. The grey line is the law's loss when compute is split "
-            "best between model and data, with the 90 % prediction interval of one run. C = M·D, the output head "
-            "apart; bpb is bits per byte of raw text on held-out documents.",
+            "Each point is one finished run, an open one a repeat with another seed; lower is better. The grey line is "
+            "the law's loss when compute is split best between model and data, with the 90 % prediction interval of "
+            "one run (smoothed). C = M·D, the output head apart; bpb is bits per byte of raw text, on held-out text.",
             NO_TABLE,
         ),
         "isoflop": (
@@ -36,8 +36,8 @@ def captions(record: Record) -> dict[str, tuple[str, str, str]]:
         "sweep": (
             "Learning rate and batch",
             "One shape at the cheapest budget, trained with other learning rates and other batches. The dashed line is "
-            "what was chosen: the lowest point of a parabola through the runs, the batch then rounded to a power of two "
-            "of sequences. It corrects DeepSeek's laws, which carry it to the other budgets.",
+            "what was chosen: the lowest point of a parabola through the runs, the batch then rounded to a power of "
+            "two of sequences. It corrects DeepSeek's laws, which carry it to the other budgets.",
             "Not drawn: no run of the sweep has finished yet.",
         ),
         "residuals": (

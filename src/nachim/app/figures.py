@@ -13,18 +13,28 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from nachim.app.page import power
 from nachim.law import IsoFlop, Observations, Study, data_opt, model_opt
 from nachim.law.forms import Array
 from nachim.law.select import budgets, roll
 
 SHAPES = ["#4565d8", "#8a4fc7", "#c8498f", "#e8704a", "#eda52f"]
 """One scale for shapes, small to large, that reads on white and on black."""
+DEPTH = [[0, "#5f97cc"], [1, "#f0f5fb"]]
 BUDGETS = ["#8fd3c1", "#35a797", "#17786c"]
 LAW, BAND, FORECAST, MEASURED = "#7b8494", "rgba(123,132,148,0.22)", "#0ea5e9", "#16a34a"
 GRID = "rgba(128,136,150,0.22)"
 M_TITLE, D_TITLE, C_TITLE, BPB = "M, FLOP/token", "D, tokens", "training compute C = M·D, FLOP", "validation bpb"
 Q90 = 1.645
 """Standard deviations to either side that hold 90 % of a normal distribution."""
+ROUND = [
+    [1],
+    [1, 3],
+    [1, 2, 5],
+    [1, 1.5, 2, 3, 5, 7],
+    *(np.arange(1, 10, step).round(2) for step in (0.5, 0.2, 0.1, 0.01)),
+]
+"""Leading digits of ticks on a logarithmic axis, from sparse to dense."""
 
 _AXIS = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "ticks": "outside", "tickcolor": GRID}
 TEMPLATE = go.layout.Template(
@@ -35,7 +45,7 @@ TEMPLATE = go.layout.Template(
         "margin": {"l": 75, "r": 20, "t": 40, "b": 65},
         "hoverlabel": {"bgcolor": "#1c2430", "font": {"color": "#ffffff"}},
         "xaxis": _AXIS,
-        "yaxis": _AXIS,
+        "yaxis": {**_AXIS, "automargin": True, "title": {"standoff": 10}},
         "height": 460,
     }
 )
@@ -61,7 +71,7 @@ def loss_against_compute(
         top = 1.4 * max(float(obs.flops.max()), float(sealed["flops"]) if sealed else 0.0)
         flops = np.geomspace(obs.flops.min(), top, 80)
         point, low, high = reading.predict(*reading.fit.allocation(flops))
-        _band(fig, flops, low, high, "90 % prediction interval")
+        _band(fig, flops, *(point * _smoothed(flops, end / point) for end in (low, high)), "90 % prediction interval")
         fig.add_scatter(
             x=flops, y=point, mode="lines", line={"color": LAW}, name="law at its optimum", hoverinfo="skip"
         )
@@ -83,7 +93,7 @@ def isoflop_curves(obs: Observations, reading: Study, second: IsoFlop | None) ->
     for number, colour in enumerate(colours):
         here, flops = label == number, float(np.exp(np.log(obs.flops[label == number]).mean()))
         wide = np.geomspace(x[here].min() / 1.4, x[here].max() * 1.4, 60)
-        name = f"{flops:.2g} FLOP"
+        name = f"{power(flops)} FLOP"
         law = reading.fit.predict(wide, flops / wide)
         fig.add_scatter(
             x=wide, y=law, mode="lines", line={"color": colour}, legendgroup=name, showlegend=False, hoverinfo="skip"
@@ -115,13 +125,13 @@ def loss_surface(obs: Observations, reading: Study, target: tuple[float, float] 
         "y": 0.31,
     }
     fig.add_contour(
-        x=scale, y=tokens, z=surface, colorscale="Blues_r", opacity=0.75, colorbar=bar, hoverinfo="skip",
+        x=scale, y=tokens, z=surface, colorscale=DEPTH, colorbar=bar, hoverinfo="skip",
         contours={"start": levels[0], "end": levels[-1], "size": (levels[-1] - levels[0]) / 24}, line={"width": 0.5},
     )  # fmt: skip
     fastest = np.geomspace(obs.flops.min() / 3, 3 * scale[-1] * tokens[-1], 200)
     best, data = reading.fit.allocation(fastest)
     inside = (best >= scale[0]) & (best <= scale[-1]) & (data >= tokens[0]) & (data <= tokens[-1])
-    line = {"color": "#111827", "dash": "dash", "width": 2}
+    line = {"color": "#e11d48", "dash": "dash", "width": 2}
     fig.add_scatter(x=best[inside], y=data[inside], mode="lines", line=line, name="efficient line", hoverinfo="skip")
     _runs(fig, obs, x, obs.tokens)
     if target:
@@ -187,7 +197,7 @@ def sweep(tries: Sequence[tuple[float, float, float]], chosen: tuple[float, floa
         ticks = kept[:, col - 1]
         said = [f"{each:.3g}" if each < 1 else f"{each:,.0f}" for each in ticks]
         fig.update_xaxes(title=title, type="log", tickvals=ticks, ticktext=said, row=1, col=col)
-    fig.update_yaxes(matches="y").update_yaxes(title=BPB, row=1, col=1)
+    fig.update_yaxes(matches="y", row=1, col=2).update_yaxes(title=BPB, row=1, col=1)
     return fig.update_layout(height=360)
 
 
@@ -263,6 +273,12 @@ def smooth(tokens: Array, loss: Array, count: int = 160) -> tuple[Array, Array]:
     return means[0], means[1]
 
 
+def _smoothed(flops: Array, ratio: Array) -> Array:
+    """A cubic in log C through `ratio`: the ends of a Monte-Carlo band, without the jitter of its draws."""
+    log_c = np.log(flops / flops[0])
+    return np.exp(np.polyval(np.polyfit(log_c, np.log(ratio), 3), log_c))
+
+
 def _panels(widths: Sequence[float], titles: Sequence[str], gap: float = 0.0) -> go.Figure:
     fig = make_subplots(1, len(widths), column_widths=list(widths), horizontal_spacing=gap, subplot_titles=list(titles))
     fig.update_annotations(font_size=13)
@@ -332,18 +348,11 @@ def _log(fig: go.Figure, axis: str, title: str, col: int = 1) -> None:
 
 
 def round_ticks(low: float, high: float) -> list[float]:
-    """Round values from `low` to `high`, about even in ratio: the sparsest of a few sets that has four of them."""
+    """Round values from `low` to `high`, about even in ratio: those of the sparsest set in `ROUND` that has four."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     inside: list[float] = []
-    for digits in (
-        (1,),
-        (1, 3),
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 5, 7),
-        np.arange(10, 100, 5) / 10,
-        np.arange(100, 1000) / 100,
-    ):
-        inside = [float(f"{digit}e{power}") for power in decades for digit in digits]
+    for digits in ROUND:
+        inside = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
         inside = [value for value in inside if low / 1.1 <= value <= high * 1.1]
         if len(inside) >= 4:
             break
@@ -353,6 +362,6 @@ def round_ticks(low: float, high: float) -> list[float]:
 def _spelt(value: float) -> str:
     if 1e-3 <= value < 1e4:
         return f"{value:.4g}"
-    digit, power = f"{value:.2e}".split("e")
-    exponent = f"10<sup>{int(power)}</sup>"
+    digit, exponent = f"{value:.2e}".split("e")
+    exponent = f"10<sup>{int(exponent)}</sup>"
     return exponent if float(digit) == 1 else f"{float(digit):g}×{exponent}"

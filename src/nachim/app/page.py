@@ -44,7 +44,8 @@ details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
 code { font: .84em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 .js-plotly-plot .cartesianlayer text, .js-plotly-plot .infolayer text, .js-plotly-plot .xaxislayer-above text,
 .js-plotly-plot .yaxislayer-above text { fill: var(--ink) !important; }
-@media print { body { max-width: none; padding: 0; font-size: 12px; } h2 { break-after: avoid; } .wide { overflow: visible; } }
+@media print { body { max-width: none; padding: 0; font-size: 12px; } h2 { break-after: avoid; }
+  .wide { overflow: visible; } }
 """
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"

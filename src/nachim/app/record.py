@@ -11,12 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from nachim.app.fit import summarise
 from nachim.law import IsoFlop, Observations, Study, isoflop, read, study
 from nachim.law.forms import Array
 from nachim.spec import Machine, Part, Run, UserError
 
 SIGNS = ("study.json", "plan.json", "ladder", "ladder.json", "observations.csv", "forecast.json")
 """A folder with none of these holds no study."""
+NEEDED = {
+    "forecast.json": ("bpb", "low", "high", "flops"),
+    "verdict.json": ("measured", "error_percent", "inside"),
+    "result.json": ("validation", "tokens_per_second", "flops_per_second", "head_flops_per_second", "threads"),
+}
+"""What a page cannot do without; a file that lacks one of these is not read."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,11 @@ class Record:
         return self.files.get("verdict") if self.sealed else None
 
     @cached_property
+    def summary(self) -> dict[str, Any] | None:
+        """The law in numbers, as `nachim fit` gives them; None where no law was fitted."""
+        return summarise(self.reading, self.obs, None) if self.reading and self.obs else None
+
+    @cached_property
     def sealed_run(self) -> Run | None:
         """The run the forecast is about; None where the seal names none that can be read."""
         try:
@@ -144,11 +156,18 @@ def open_record(root: Path) -> Record:
 
 
 def _json(path: Path, gaps: list[str]) -> Any:
+    """What `path` holds: an object, or a list where it is the commands; None, and a gap, where it is anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         gaps.append(f"{path.name} cannot be read: {error}.")
         return None
+    lacking = [name for name in NEEDED.get(path.name, ()) if not isinstance(found, dict) or name not in found]
+    if lacking or not isinstance(found, list if path.name == "commands.json" else dict):
+        why = f"it lacks {lacking[0]!r}" if lacking else f"it holds a {type(found).__name__}"
+        gaps.append(f"{path.name} is not what a study writes: {why}.")
+        return None
+    return found
 
 
 def _part(kind: type[Part], path: Path, gaps: list[str]) -> Any:
@@ -174,8 +193,8 @@ def _rung(folder: Path, gaps: list[str]) -> Rung | None:
     result, diverged = (
         _json(folder / name, gaps) if (folder / name).exists() else None for name in ("result.json", "diverged.json")
     )
-    why = str(diverged.get("why", "no reason was written")) if isinstance(diverged, dict) else None
-    return Rung(folder, run, result if isinstance(result, dict) else None, why)
+    why = str(diverged.get("why", "no reason was written")) if diverged else None
+    return Rung(folder, run, result, why)
 
 
 def _read_law(record: Record) -> None:

@@ -113,7 +113,7 @@ def _forecast_cards(record: Record) -> list[tuple[str, str, str]]:
         found.append(("forecast error", f"{verdict['error_percent']:+.2f} %".replace("-", "−"), said))
     if sealed:
         width = 100 * (sealed["high"] - sealed["low"]) / sealed["bpb"]
-        level = f"{100 * sealed.get('level', 0.9):.0f} % prediction interval, high over low"
+        level = f"of the forecast; {100 * sealed.get('level', 0.9):.0f} % prediction interval"
         found.append(("width of the interval", f"{width:.2f} %", level))
     return found
 

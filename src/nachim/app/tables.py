@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import nachim
-from nachim.app.fit import MEANING, summarise
+from nachim.app.fit import MEANING
 from nachim.app.page import Html, bullets, element, flat, folded, power, short, table
 
 if TYPE_CHECKING:
@@ -31,9 +31,8 @@ def all_tables(record: Record) -> Iterator[Html]:
 
 def warnings(record: Record) -> list[str]:
     """What the fit itself warns of."""
-    if not record.reading or record.obs is None:
-        return []
-    return [f"{text[:1].upper()}{text[1:]}." for text in summarise(record.reading, record.obs, None)["warnings"]]
+    found = record.summary["warnings"] if record.summary else []
+    return [f"{text[:1].upper()}{text[1:]}." for text in found]
 
 
 def mfu(rung: Rung, machine: Machine | None) -> float | None:
@@ -76,9 +75,9 @@ def _run_row(rung: Rung, machine: Machine | None) -> list[object]:
 
 
 def _law(record: Record) -> Iterator[Html]:
-    if not record.reading or record.obs is None:
+    said = record.summary
+    if not said:
         return
-    said = summarise(record.reading, record.obs, None)
     rows: list[list[object]] = []
     for name, value in said["coefficients"].items():
         low, high = said["interval90"][name]

@@ -17,6 +17,7 @@ from nachim.spec import Decoder, Part, Run, UserError
 REACH = 10.0
 """How many times the ladder's largest budget a target is at least."""
 SHAPES = 6
+STRETCH = 1.5
 SMALLEST_TOP, LARGEST_TOP = 1e10, 1e24
 RUN_SECONDS = 0.5
 """Fixed cost of a run beside its steps: building, checkpoints, results."""
@@ -133,7 +134,8 @@ def chain_seconds(chain: Chain, pace: Throughput) -> float:
 def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design: Design) -> Plan:
     """The largest plan that takes `seconds`: ladder tops are tried upwards in steps of 3 %.
 
-    Raises UserError when even the smallest useful ladder takes longer, saying how long.
+    The smallest useful plan is taken where it is at most `STRETCH` times as long: on a busy machine a ladder too small
+    to fit a law would be no better. Raises UserError when it is longer still, saying how long.
     """
     best = least = None
     top = SMALLEST_TOP
@@ -144,6 +146,8 @@ def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design:
             break
         best = plan or best
         top *= 1.03
+    if best is None and least is not None and total(least) <= STRETCH * seconds:
+        return least
     if best is None:
         needs = f"the smallest takes about {total(least) / 60:.1f} minutes" if least else "none fits the corpus"
         raise UserError(f"no useful ladder fits into {seconds / 60:.1f} minutes here: {needs}; give it more --minutes")

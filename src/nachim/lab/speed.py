@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,12 +25,12 @@ WARM_STEPS = 2
 def measure_throughput(runs: Sequence[Run], place: Place, workers: int, seconds: float) -> Throughput:
     """Seconds a token of the models of `runs`, `seconds` spent on each, with `workers` processes at it at once.
 
-    The slowest worker counts: cores that share caches and power are slower together than alone.
+    The mean worker counts: cores that share caches and power are slower together than alone.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         jobs = [pool.submit(_time_all, list(runs), place, seconds) for _ in range(workers)]
-        times = np.max([job.result() for job in jobs], axis=0)
+        times = np.mean([job.result() for job in jobs], axis=0)
     flops = [float(run.flops_per_token + run.model.head_flops_per_token) for run in runs]
     order = np.argsort(flops)
     return Throughput(
@@ -47,7 +46,10 @@ def _time_all(runs: list[Run], place: Place, seconds: float) -> list[float]:
 
 
 def _time_one(run: Run, device: str, seconds: float) -> float:
-    """Median seconds a token over the steps that fit in `seconds`, of real steps on random tokens."""
+    """Lower-quartile seconds a token of real steps on random tokens, as many as fit in `seconds`.
+
+    Not the median: a passing burst of other work is no reason to plan a smaller ladder.
+    """
     model = build(run.model, run.model.d_model)
     initialise(model, run.train.seed)
     model.to(device)
@@ -61,4 +63,4 @@ def _time_one(run: Run, device: str, seconds: float) -> float:
         start = time.perf_counter()
         stepper.take(len(times), x_BT, guard)
         times.append(time.perf_counter() - start)
-    return statistics.median(times[WARM_STEPS:]) / run.train.batch_tokens
+    return float(np.quantile(times[WARM_STEPS:], 0.25)) / run.train.batch_tokens

@@ -23,7 +23,7 @@ from nachim.lab.forecast import choose_shape, forecast, open_seal, seal
 from nachim.lab.ladder import Design, Ladder, make_ladder
 from nachim.lab.launch.local import Event, carry_out_all, event_of
 from nachim.lab.recipe import Recipe
-from nachim.lab.size import REACH, Pace, Plan, chain_seconds, repeat, size
+from nachim.lab.size import REACH, Pace, Plan, chain_seconds, repeat, size, total
 from nachim.lab.speed import measure_throughput
 from nachim.lab.store import observe, run_noise
 from nachim.lab.verdict import judge
@@ -193,7 +193,11 @@ class Study:
         path = self.root / "plan.json"
         if not path.exists():
             left = 60 * self.question.minutes - (time.monotonic() - self.began) - REPORT_SECONDS
-            size(self.recipe(), left, prepared.unique_tokens, pace, self.question.design).save(path)
+            plan = size(self.recipe(), left, prepared.unique_tokens, pace, self.question.design)
+            if total(plan) > left:
+                minutes = total(plan) / 60
+                self.view.say(f"this machine is slow now: the smallest useful ladder takes {minutes:.1f} minutes")
+            plan.save(path)
         return Plan.load(path)
 
     def sweep(self, plan: Plan) -> None:

@@ -155,4 +155,3 @@ class _Sitting:
             "head_flops_per_second": run.head_flops * share / seconds,
             "threads": torch.get_num_threads(),
         }
-

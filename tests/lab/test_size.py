@@ -1,0 +1,58 @@
+"""Sizing: the plan that fits the minutes."""
+
+from __future__ import annotations
+
+import pytest
+
+from nachim.budget.throughput import Throughput
+from nachim.lab.ladder import make_ladder
+from nachim.lab.recipe import Recipe
+from nachim.lab.size import REACH, Pace, lay_out, repeat, size, total
+from nachim.spec import BPE, Data, UserError
+
+RECIPE = Recipe(data=Data(tokenizer=BPE(vocab_size=512), seq_len=128), precision="fp32", batch_factor=0.4)
+UNIQUE = 13_000_000
+
+
+def pace(rate: float, workers: int = 2) -> Pace:
+    """Every model trains at `rate` FLOP/s on one core, and `workers` times that on all."""
+    flops = (1e5, 1e6, 1e7, 1e8)
+    beside = Throughput(threads=1, flops=flops, seconds=tuple(f / rate for f in flops))
+    alone = Throughput(threads=workers, flops=flops, seconds=tuple(f / rate / workers for f in flops))
+    return Pace(alone, beside, workers)
+
+
+@pytest.mark.parametrize("seconds", [600.0, 1200.0, 3600.0])
+def test_plan_fills_the_time_and_keeps_the_promises(seconds: float) -> None:
+    plan = size(RECIPE, seconds, UNIQUE, pace(2e10), "trunks")
+    assert 0.85 * seconds <= total(plan) <= seconds
+    assert len(plan.shapes) >= 5
+    ladder = make_ladder(RECIPE, plan.shapes, plan.levels, UNIQUE, "trunks")
+    assert len(ladder.runs) >= 20
+    assert plan.levels[-1] / plan.levels[0] == pytest.approx(10)
+    assert plan.target_flops >= REACH * plan.levels[-1] * 0.999
+
+
+def test_a_faster_machine_climbs_higher() -> None:
+    slow, fast = (size(RECIPE, 900, UNIQUE, pace(rate), "trunks") for rate in (2e10, 8e10))
+    assert fast.levels[-1] > 2 * slow.levels[-1]
+
+
+def test_too_little_time_names_the_least_that_works() -> None:
+    with pytest.raises(UserError, match=r"the smallest takes about \d+\.\d minutes"):
+        size(RECIPE, 20, UNIQUE, pace(2e10), "trunks")
+
+
+def test_too_little_text_is_said() -> None:
+    with pytest.raises(UserError, match="none fits the corpus"):
+        size(RECIPE, 600, 50_000, pace(2e10), "trunks")
+
+
+@pytest.mark.parametrize("design", ["trunks", "isoflop"])
+def test_repeat_differs_in_its_seed_alone(design: str) -> None:
+    plan = lay_out(RECIPE, 1e12, UNIQUE, pace(2e10), design)
+    ladder = make_ladder(RECIPE, plan.shapes, plan.levels, UNIQUE, design)
+    again = repeat(RECIPE, ladder).runs
+    assert 2 <= len(again) <= 3
+    points = {(run.model, run.train.tokens) for run in ladder.runs}
+    assert all((run.model, run.train.tokens) in points and run.train.seed == 1 for run in again)
