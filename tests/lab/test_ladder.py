@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 
@@ -18,7 +19,7 @@ SHAPES = ladder_shapes(1e5, 1e6, 5, 512, 128)
 def test_budgets_are_evenly_spaced_over_the_span() -> None:
     levels = budgets(1e12, count=5, span=16.0)
     assert levels[0] == pytest.approx(1e12 / 16) and levels[-1] == 1e12
-    assert all(b / a == pytest.approx(2) for a, b in zip(levels, levels[1:], strict=False))
+    assert all(b / a == pytest.approx(2) for a, b in itertools.pairwise(levels))
 
 
 @pytest.mark.parametrize("design", ["trunks", "isoflop"])

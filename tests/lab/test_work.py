@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -101,8 +102,6 @@ def test_diverged_run_is_recorded_and_the_others_go_on(lab: tuple[Recipe, Place]
 
 def tiny_wild(recipe: Recipe) -> Run:
     """A run whose learning rate must overflow."""
-    import dataclasses
-
     run = recipe.run(shape(16, 300), 1e9, 40 * recipe.batch_tokens(1e9))
     optimizer = dataclasses.replace(run.train.optimizer, lr=1e30)
     return dataclasses.replace(run, train=dataclasses.replace(run.train, optimizer=optimizer))

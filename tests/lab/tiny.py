@@ -9,7 +9,7 @@ from nachim.data.prepare import prepare
 from nachim.lab.recipe import Recipe
 from nachim.spec import BPE, Data, Files
 
-WORDS = "the cat sat on a mat and the dog ran to it while rain fell over old town roofs then sun came".split()
+TEXT = "the cat sat on a mat and the dog ran to it while rain fell over old town roofs then sun came"
 
 
 def write_corpus(path: Path, documents: int = 160, seed: int = 0) -> Path:
@@ -17,7 +17,7 @@ def write_corpus(path: Path, documents: int = 160, seed: int = 0) -> Path:
     rng = random.Random(seed)
     path.mkdir(parents=True)
     for number in range(documents):
-        lines = [" ".join(rng.choices(WORDS, k=rng.randint(4, 12))) + "." for _ in range(40)]
+        lines = [" ".join(rng.choices(TEXT.split(), k=rng.randint(4, 12))) + "." for _ in range(40)]
         (path / f"{number:04d}.txt").write_text(f"page {number} {rng.random()}\n" + "\n".join(lines) + "\n")
     return path
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from nachim.app.record import Record
 
-NO_TABLE = "Not drawn: there is no table of observations yet. It is written when every run of the ladder has ended."
+NO_RUN = "Not drawn: no run of the ladder has finished yet."
+NOT_YET = "Not drawn: it needs a law, which is fitted when every run of the ladder has ended."
 NO_LAW = "Not drawn: it needs a law, and no law could be fitted to the ladder."
 
 
 def captions(record: Record) -> dict[str, tuple[str, str, str]]:
     """Of each figure, in the order of the page: title, caption, and what is said where it cannot be drawn."""
-    why = NO_TABLE if record.obs is None else NO_LAW
+    why = NO_LAW if (record.root / "observations.csv").exists() else NOT_YET
     return {
         "compute": (
             "Loss against compute",
             "Each point is one finished run, an open one a repeat with another seed; lower is better. The grey line is "
             "the law's loss when compute is split best between model and data, with the 90 % prediction interval of "
             "one run (smoothed). C = M·D, the output head apart; bpb is bits per byte of raw text, on held-out text.",
-            NO_TABLE,
+            NO_RUN,
         ),
         "isoflop": (
             "Equal compute, other shapes",

@@ -215,7 +215,7 @@ def residuals(obs: Observations, reading: Study, noise: float | None) -> go.Figu
 
 
 def training_curves(curves: Sequence[Curve], target: Curve | None) -> go.Figure:
-    """Training loss over tokens, each curve averaged in 160 equal steps of log tokens; the target's validations."""
+    """Training loss over tokens, each curve averaged in 100 equal steps of log tokens; the target's validations."""
     fig = _panels([1.0], [""])
     scales = {curve.shape: curve.scale for curve in curves}
     names = sorted(scales, key=lambda name: scales[name])
@@ -260,7 +260,7 @@ def rollouts(obs: Observations, reading: Study) -> go.Figure:
     return fig.update_yaxes(title="measured over forecast, %").update_layout(height=380)
 
 
-def smooth(tokens: Array, loss: Array, count: int = 160) -> tuple[Array, Array]:
+def smooth(tokens: Array, loss: Array, count: int = 100) -> tuple[Array, Array]:
     """Means of `tokens` and `loss` in at most `count` equal steps of log tokens; empty in, empty out."""
     tokens, loss = tokens[np.isfinite(loss)], loss[np.isfinite(loss)]
     if not len(tokens):

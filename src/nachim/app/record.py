@@ -67,7 +67,10 @@ class Rung:
 
 @dataclass
 class Record:
-    """What a study's folder holds. `files` are its JSON files by name; `gaps` says what is missing and why."""
+    """What a study's folder holds. `files` are its JSON files by name; `gaps` says what is missing and why.
+
+    `repeats` is the run noise measured by repeated seeds, in log loss; `second` the IsoFLOP reading.
+    """
 
     root: Path
     files: dict[str, Any] = field(default_factory=dict)
@@ -198,19 +201,23 @@ def _rung(folder: Path, gaps: list[str]) -> Rung | None:
 
 
 def _read_law(record: Record) -> None:
-    """The law as the study itself read it: same observations, same measured noise, same seed."""
-    table = record.root / "observations.csv"
-    if not table.exists():
-        return
-    from nachim.lab.store import run_noise
+    """The law as the study itself read it: same observations, same measured noise, same seed.
 
-    seed = record.files.get("study", {}).get("seed", 0)
+    Before every run of the ladder has ended, only those that have a result are read, and no law is fitted.
+    """
+    from nachim.lab.store import observe, run_noise
+
+    table, seed = record.root / "observations.csv", record.files.get("study", {}).get("seed", 0)
     try:
-        record.obs = read(table)
-        record.repeats = run_noise(record.obs)
-        record.reading = study(record.obs, noise=record.repeats, seed=seed)
+        if table.exists():
+            record.obs = read(table)
+            record.repeats = run_noise(record.obs)
+            record.reading = study(record.obs, noise=record.repeats, seed=seed)
+        elif ended := [rung.run for rung in record.ladder if rung.bpb is not None]:
+            record.obs = observe(record.root / "ladder", ended)
     except UserError as error:
         record.gaps.append(f"No law could be fitted: {error}.")
+    if not record.reading or not record.obs:
         return
     try:
         record.second = isoflop(record.obs, record.reading.fit.scale, seed)
@@ -228,12 +235,12 @@ def _say_what_is_unfinished(record: Record) -> None:
         gaps.append("The sweep is unfinished: no recipe was chosen yet.")
     ended = sum(rung.result is not None for rung in record.ladder)
     planned = sum(len(chain.get("runs", ())) for chain in files.get("ladder", {}).get("chains", ()))
-    if record.obs is None:
+    if not (record.root / "observations.csv").exists():
         gaps.append(f"The ladder is unfinished: {ended} of {planned or 'its'} runs have a result.")
     for rung in [*record.sweep, *record.ladder, *([record.target] if record.target else [])]:
         if rung.diverged:
             gaps.append(f"The run {rung.folder.name} diverged and gives no observation: {rung.diverged}")
-    if not record.sealed and "refused" not in files and record.obs is not None:
+    if not record.sealed and "refused" not in files and record.reading:
         gaps.append("No forecast is sealed yet.")
     if record.sealed and "verdict" not in files:
         done = f"{100 * record.target.done:.0f} % of its steps are taken" if record.target else "it has not begun"

@@ -80,7 +80,8 @@ def verdict_of(record: Record) -> tuple[str, str]:
     sealed, verdict, refused = record.sealed, record.verdict, record.files.get("refused")
     if not sealed:
         if refused:
-            return "wait", f"No forecast was made: {refused.get('why', 'no reason was written')}."
+            why = str(refused.get("why", "no reason was written")).removeprefix("no forecast ")
+            return "wait", f"No forecast {why}." if why.startswith("at ") else f"No forecast was made: {why}."
         return "wait", "No forecast yet: this study is unfinished."
     forecast = f"{sealed['bpb']:.4f} bpb ({sealed['low']:.4f} to {sealed['high']:.4f})"
     if not all(record.checks.values()):

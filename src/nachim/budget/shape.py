@@ -7,8 +7,7 @@ import math
 
 from nachim.spec import Attention, Decoder, SwiGLU, UserError
 
-WIDTH_STEP = 8
-WIDTHS = range(16, 8193, WIDTH_STEP)
+WIDTHS = (*range(16, 64, 8), *range(64, 512, 16), *range(512, 8193, 64))
 
 
 def shape(d_model: int, vocab_size: int) -> Decoder:
@@ -40,6 +39,8 @@ def family(vocab_size: int, seq_len: int) -> tuple[tuple[float, Decoder], ...]:
 
 def nearest_shape(flops_per_token: float, vocab_size: int, seq_len: int) -> Decoder:
     """The family's decoder whose M is nearest in ratio. Raises UserError when none is within a factor of two."""
+    if not flops_per_token > 0:
+        raise UserError(f"M = {flops_per_token:.3g} FLOP/token is no size of a model: it must be above 0")
     found, best = min(family(vocab_size, seq_len), key=lambda member: abs(math.log(member[0] / flops_per_token)))
     if not 0.5 < found / flops_per_token < 2:
         raise UserError(
