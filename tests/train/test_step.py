@@ -57,7 +57,7 @@ def test_adamw_is_its_paper_and_torchs_plain_form():
     steps = [[torch.randn_like(w) for w in start] for _ in range(6)]
     lrs = [0.01, 0.02, 0.0, 0.03, 0.01, 0.001]
     ours, plain = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))
-    optimizer = build_optimizer(ADAMW, ours)
+    optimizer = build_optimizer(ADAMW, {str(i): weight for i, weight in enumerate(ours)})
     common = {"betas": (ADAMW.beta1, ADAMW.beta2), "eps": ADAMW.eps, "foreach": False, "fused": False}
     groups = [{"params": [plain[0], plain[2]], "weight_decay": 0.3}, {"params": [plain[1]], "weight_decay": 0.0}]
     reference = torch.optim.AdamW(groups, lr=ADAMW.lr, **common)
@@ -145,7 +145,7 @@ def test_in_bf16_the_model_is_the_rounded_master():
         for name, master, weight in zip(masters.names, masters.weights, model.parameters(), strict=True):
             assert (master.dtype, weight.dtype) == (torch.float32, torch.bfloat16)
             assert torch.equal(weight, master.bfloat16()), name
-    moments = [state["exp_avg"].dtype for state in stepper.optimizer.state.values()]
+    moments = [state["exp_avg"].dtype for state in stepper.optimizer.members["adamw"].state.values()]
     assert set(moments) == {torch.float32}
     moved = [(m - b).abs().max() > 0 for m, b in zip(masters.weights, before, strict=True)]
     assert all(moved)

@@ -12,7 +12,7 @@ from nachim.spec import Decoder, Part, Run, UserError
 from nachim.train.schedule import stable_steps
 
 Design = Literal["trunks", "isoflop"]
-FEWEST_STEPS = 800
+FEWEST_STEPS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def budgets(top: float, count: int = 9, span: float = 10.0) -> list[float]:
 def rung_tokens(model: Decoder, recipe: Recipe, levels: Sequence[float], unique_tokens: int) -> list[float]:
     """The token counts at which `model` meets each budget of `levels`, as far as they make sense.
 
-    Runs of fewer than 800 steps measure the start of training, and tokens beyond the corpus are not fresh: both are
+    Runs of fewer than 500 steps measure the start of training, and tokens beyond the corpus are not fresh: both are
     left out.
     """
     batch = recipe.batch_tokens(levels[-1])

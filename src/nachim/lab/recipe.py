@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nachim.law.transfer import Transfer
-from nachim.spec import WSD, AdamW, Cosine, Data, Decoder, MultiStep, Part, Run, Train, Validation
+from nachim.spec import WSD, AdamW, Cosine, Data, Decoder, Muon, MultiStep, Part, Run, Train, Validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Recipe(Part):
     lr_factor: float = 1.0
     batch_factor: float = 1.0
     warmup_steps: int = 64
+    optimizer: Literal["muon", "adamw"] = "muon"
     schedule: Literal["wsd", "cosine", "multistep"] = "wsd"
     validation_tokens: int = 131_072
     seed: int = 0
@@ -53,10 +54,11 @@ class Recipe(Part):
             "cosine": Cosine(warmup_tokens=warmup),
             "multistep": MultiStep(warmup_tokens=warmup),
         }
+        lr = float(f"{float(self.transfer.lr(flops)):.4g}")
         train = Train(
             tokens=steps * batch,
             batch_tokens=batch,
-            optimizer=AdamW(lr=float(f"{float(self.transfer.lr(flops)):.4g}")),
+            optimizer={"muon": Muon, "adamw": AdamW}[self.optimizer](lr=lr),
             schedule=courses[self.schedule],
             precision=self.precision,
             seed=seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import platform
 import sys
 import time
@@ -35,7 +36,7 @@ from nachim.spec import Data, Machine, Part, Run, UserError, diff
 from nachim.spec.disk import locked, write_text
 from nachim.train.machine import measure_machine
 
-PACE_WIDTHS = (16, 32, 64, 96, 160)
+PACE_WIDTHS = (24, 40, 64, 96, 160)
 PACE_SECONDS = 1.0
 TARGET_VALIDATIONS = 8
 FARTHEST = 14.0
@@ -178,7 +179,7 @@ class Study:
             workers = 1 if machine.device == "cuda" else machine.cores
             beside = measure_throughput(runs, self.place(1), workers, PACE_SECONDS)
             tries = [measure_throughput(runs[2:], self.place(n), 1, PACE_SECONDS) for n in sorted({1, machine.cores})]
-            alone = min(tries, key=lambda throughput: throughput.seconds[-1])
+            alone = min(tries, key=lambda throughput: math.prod(throughput.seconds))
             pace = {"alone": alone.to_json(), "beside": beside.to_json(), "workers": workers}
             write_text(path, json.dumps(pace, indent=2) + "\n")
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from nachim.spec.norm import RMSNorm
 from nachim.spec.part import Difference, Part, diff
 from nachim.spec.position import RoPE
 from nachim.spec.run import Run, Validation
-from nachim.spec.train import WSD, AdamW, Cosine, MultiStep, Schedule, Train
+from nachim.spec.train import WSD, AdamW, Cosine, Muon, MultiStep, Schedule, Train
 
 __all__ = [
     "BPE",
@@ -25,6 +25,7 @@ __all__ = [
     "Files",
     "HuggingFace",
     "Machine",
+    "Muon",
     "MultiStep",
     "Part",
     "RMSNorm",

@@ -31,6 +31,22 @@ class AdamW(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Muon(AdamW):
+    """Momentum made orthogonal for the matrices of the blocks (Jordan et al. 2024); AdamW for all other parameters.
+
+    An update is scaled by 0.2 sqrt(max(rows, columns)), the root mean square of AdamW's (arXiv 2502.16982, eq. 4), so
+    that one `lr` and one `weight_decay` serve both. Each block matrix keeps one momentum instead of two moments.
+    """
+
+    momentum: float = 0.95
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.momentum < 1:
+            self.refuse("momentum", f"is {self.momentum}; it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule(Part):
     """Base of learning-rate schedules: a linear warm-up over `warmup_tokens`, then the part's own course."""
 

@@ -38,9 +38,13 @@ class Masters:
             with torch.no_grad():
                 torch._foreach_copy_(self.compute, self.weights)
 
+    def named(self) -> dict[str, Tensor]:
+        """The fp32 weights by name."""
+        return dict(zip(self.names, self.weights, strict=True))
+
     def state(self) -> dict[str, Tensor]:
-        """fp32 weights by name."""
-        return {name: weight.detach() for name, weight in zip(self.names, self.weights, strict=True)}
+        """The fp32 weights by name, as plain tensors to save."""
+        return {name: weight.detach() for name, weight in self.named().items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take the fp32 weights of `state` and publish them."""

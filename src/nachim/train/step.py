@@ -33,7 +33,7 @@ class Stepper:
     def __init__(self, run: Run, model: nn.Module, loss: LossFn) -> None:
         self.run, self.model, self.loss = run, model, loss
         self.masters = Masters(model, run.train.precision)
-        self.optimizer = build_optimizer(run.train.optimizer, self.masters.weights)
+        self.optimizer = build_optimizer(run.train.optimizer, self.masters.named())
 
     def take(self, step: int, x_BT: Tensor, guard: Guard) -> StepStats:
         """Step number `step` (from 0) on the sequences `x_BT` [B, T + 1].
