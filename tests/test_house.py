@@ -39,9 +39,7 @@ def where(path: Path, node: ast.AST | None = None) -> str:
     return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
 
 
-def functions(
-    tree: ast.AST, prefix: str = ""
-) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Every function of a module with its dotted name: methods and nested ones too."""
     for node in ast.iter_child_nodes(tree):
         name = prefix
@@ -67,9 +65,7 @@ def undocumented(path: Path) -> list[str]:
     named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     public = [node for node in tree.body if isinstance(node, named) and not node.name.startswith("_")]
     missing = [node for node in [tree, *public] if not ast.get_docstring(node)]
-    return [
-        f"{where(path, node)}: {getattr(node, 'name', 'the module')} has no docstring" for node in missing
-    ]
+    return [f"{where(path, node)}: {getattr(node, 'name', 'the module')} has no docstring" for node in missing]
 
 
 def declared() -> dict[str, list[str]]:
@@ -80,8 +76,7 @@ def declared() -> dict[str, list[str]]:
 
 def test_files_can_be_read_at_a_sitting():
     counts = {
-        path: len(path.read_text(encoding="utf-8").splitlines())
-        for path in sources("src", "tests", "recipes", "bench")
+        path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources("src", "tests", "recipes", "bench")
     }
     long = [f"{where(path)}: {lines} lines" for path, lines in counts.items() if lines >= FILE_LIMIT]
     assert not long, f"files of {FILE_LIMIT} lines or more:\n" + "\n".join(long)
@@ -97,9 +92,7 @@ def test_whatever_is_public_has_a_docstring():
     assert not missing, "public and undocumented:\n" + "\n".join(missing)
 
 
-@pytest.mark.parametrize(
-    "module", ["nachim.spec", "nachim.law", "nachim.budget", "nachim.data", "nachim.app.cli"]
-)
+@pytest.mark.parametrize("module", ["nachim.spec", "nachim.law", "nachim.budget", "nachim.data", "nachim.app.cli"])
 def test_torch_is_not_loaded_by(module):
     command = [sys.executable, "-c", LIST_HEAVY, module]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -120,9 +113,7 @@ def test_each_dependency_is_pinned_within_its_range():
     for requirement in [Requirement(item) for items in declared().values() for item in items]:
         pin = pins.get(requirement.name)
         assert pin, f"constraints.txt: {requirement.name} has no pin"
-        assert requirement.specifier.contains(pin), (
-            f"constraints.txt: {requirement.name}=={pin} is not {requirement}"
-        )
+        assert requirement.specifier.contains(pin), f"constraints.txt: {requirement.name}=={pin} is not {requirement}"
 
 
 def test_the_tests_see_this_tree():

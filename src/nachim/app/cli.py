@@ -38,7 +38,7 @@ def main() -> None:
 
 
 ABOUT = (
-    "A compute budget in, a sealed forecast and a verified language model out. Start with `nachim quickstart`: it climbs "
-    "a ladder of small real training runs, fits a scaling law, seals a forecast, trains the model it is about, and says "
-    "whether it was right."
+    "A compute budget in, a sealed forecast and a verified language model out. Start with `nachim quickstart`: it "
+    "climbs a ladder of small real training runs, fits a scaling law, seals a forecast, trains the model it is about, "
+    "and says whether it was right."
 )

@@ -20,8 +20,9 @@ def forecast(
     """Seal a forecast: the best real shape for the target, and the bpb it will reach, before it is trained.
 
     DIR is the folder of a finished `nachim ladder`. The target is what the study's minutes pay for, at least 10 times
-    the ladder's top, unless --flops names another. The seal (spec, point, interval, time, SHA-256) is DIR/forecast.json;
-    a second call shows it and changes nothing. A forecast across a change of regime is refused, with the reason.
+    the ladder's top, unless --flops names another. The seal (spec, point, interval, time, SHA-256) is
+    DIR/forecast.json; a second call shows it and changes nothing. A forecast across a change of regime is refused,
+    with the reason.
 
     Example: nachim forecast runs/stdlib-10min-trunks-s0
     """

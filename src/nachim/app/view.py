@@ -47,9 +47,7 @@ class TerminalView:
         self.bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.bars.stop()
 
     def knows(self, machine: Machine) -> None:

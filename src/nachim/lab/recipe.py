@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nachim.law.transfer import Transfer
-from nachim.spec import WSD, AdamW, Cosine, Data, Decoder, Muon, MultiStep, Part, Run, Train, Validation
+from nachim.spec import WSD, AdamW, Cosine, Data, Decoder, MultiStep, Muon, Part, Run, Train, Validation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from nachim.spec.norm import RMSNorm
 from nachim.spec.part import Difference, Part, diff
 from nachim.spec.position import RoPE
 from nachim.spec.run import Run, Validation
-from nachim.spec.train import WSD, AdamW, Cosine, Muon, MultiStep, Schedule, Train
+from nachim.spec.train import WSD, AdamW, Cosine, MultiStep, Muon, Schedule, Train
 
 __all__ = [
     "BPE",
@@ -25,8 +25,8 @@ __all__ = [
     "Files",
     "HuggingFace",
     "Machine",
-    "Muon",
     "MultiStep",
+    "Muon",
     "Part",
     "RMSNorm",
     "RoPE",
