@@ -7,13 +7,13 @@ import math
 
 from nachim.spec import Attention, Decoder, SwiGLU, UserError
 
-WIDTHS = (*range(24, 64, 8), *range(64, 512, 16), *range(512, 8193, 64))
+WIDTHS = (*range(32, 64, 8), *range(64, 512, 16), *range(512, 8193, 64))
 
 
 def shape(d_model: int, vocab_size: int) -> Decoder:
     """The family's decoder of width `d_model`: (d_model / 16)^0.75 layers (at least 2), heads about 16 wide.
 
-    Depth and width grow together (2 x 32, 5 x 128, 23 x 1024): a law fitted on small members speaks of large ones.
+    Depth and width grow together (2 x 64, 4 x 128, 22 x 1024): a law fitted on small members speaks of large ones.
     Head width grows to 64 where the model is wide enough to have eight such heads.
     """
     target = 64 if d_model >= 512 else 16
@@ -24,7 +24,7 @@ def shape(d_model: int, vocab_size: int) -> Decoder:
     return Decoder(
         vocab_size=vocab_size,
         d_model=d_model,
-        n_layers=max(2, round((d_model / 16) ** 0.75)),
+        n_layers=max(2, int((d_model / 16) ** 0.75)),
         attention=attention,
         ffn=SwiGLU(d_ff=round(d_model / 3) * 8),
     )

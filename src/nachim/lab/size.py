@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nachim.budget.cost import disk_bytes, makespan
-from nachim.budget.shape import ladder_shapes, nearest_shape
+from nachim.budget.shape import family, ladder_shapes, nearest_shape
 from nachim.budget.throughput import Throughput
 from nachim.lab.ladder import FEWEST_STEPS, Chain, Design, Ladder, budgets, make_ladder, sweep
 from nachim.lab.recipe import Recipe
@@ -60,12 +60,14 @@ def lay_out(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: 
     target = REACH * top
     data = recipe.data
     low, high = span_of_shapes(levels[0], target)
+    smallest = family(data.tokenizer.vocab_size, data.seq_len)[0][0]
     trainable = top / (1.25 * FEWEST_STEPS * recipe.batch_tokens(top))
-    shapes = tuple(ladder_shapes(low, min(high, trainable), SHAPES, data.tokenizer.vocab_size, data.seq_len))
+    low, high = max(low, smallest), min(high, trainable)
+    shapes = tuple(ladder_shapes(low, high, SHAPES, data.tokenizer.vocab_size, data.seq_len))
     ladder = make_ladder(recipe, shapes, levels, unique_tokens, design)
     extra = repeat(recipe, ladder)
     tries = sweep(recipe, sweep_shape(recipe, levels[0]), levels[0])
-    model = nearest_shape(family_opt(target), data.tokenizer.vocab_size, data.seq_len)
+    model = nearest_shape(max(smallest, family_opt(target)), data.tokenizer.vocab_size, data.seq_len)
     target_tokens = target / model.flops_per_token(data.seq_len)
     return Plan(
         design=design,
@@ -99,7 +101,8 @@ def span_of_shapes(lowest: float, target: float) -> tuple[float, float]:
 def sweep_shape(recipe: Recipe, flops: float) -> Decoder:
     """The shape the sweep is made on: the planned optimum of the lowest budget."""
     data = recipe.data
-    return nearest_shape(family_opt(flops), data.tokenizer.vocab_size, data.seq_len)
+    smallest = family(data.tokenizer.vocab_size, data.seq_len)[0][0]
+    return nearest_shape(max(smallest, family_opt(flops)), data.tokenizer.vocab_size, data.seq_len)
 
 
 def repeat(recipe: Recipe, ladder: Ladder) -> Ladder:

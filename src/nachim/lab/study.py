@@ -36,7 +36,7 @@ from nachim.spec import Data, Machine, Part, Run, UserError, diff
 from nachim.spec.disk import locked, write_text
 from nachim.train.machine import measure_machine
 
-PACE_WIDTHS = (24, 40, 64, 96, 160)
+PACE_WIDTHS = (32, 48, 64, 96, 160)
 PACE_SECONDS = 1.0
 TARGET_VALIDATIONS = 8
 FARTHEST = 14.0
@@ -44,7 +44,7 @@ FARTHEST = 14.0
 WIDER = 2.0
 """How far the target's M may lie beyond the ladder's largest."""
 REPORT_SECONDS = 10.0
-BATCH_FACTOR = 0.4
+BATCH_FACTOR = 0.2
 """Where the sweep of the batch begins, times DeepSeek's law: small ladders do better with more, smaller steps."""
 
 
