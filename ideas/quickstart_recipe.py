@@ -25,15 +25,15 @@ from nachim.lab.recipe import Recipe
 from nachim.lab.work import Place, result_of
 from nachim.spec import BPE, Data, Decoder
 
-TOKENS = (400_000, 800_000, 1_600_000)
-FLOPS = 5e11
+TOKENS = (300_000, 600_000, 1_200_000)
+FLOPS = 6e11
 VOCAB = 512
 
 
 def variants(width: int) -> dict[str, tuple[Recipe, Decoder]]:
     """Each variant changes one thing of the quickstart's recipe."""
     data = Data(tokenizer=BPE(vocab_size=VOCAB), seq_len=128)
-    recipe = Recipe(data=data, precision="fp32", batch_factor=0.4)
+    recipe = Recipe(data=data, precision="fp32", batch_factor=0.2)
     model = shape(width, VOCAB)
     bare = dataclasses.replace(model, attention=dataclasses.replace(model.attention, previous_key=False))
     longer = dataclasses.replace(recipe, data=dataclasses.replace(data, seq_len=256))

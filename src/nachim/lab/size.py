@@ -17,6 +17,8 @@ from nachim.spec import Decoder, Part, Run, UserError
 REACH = 10.0
 """How many times the ladder's largest budget a target is at least."""
 SHAPES = 6
+FEWEST_SHAPES, FEWEST_RUNS, SPAN = 5, 20, 10.0
+"""A ladder that can carry a law has at least as many shapes and runs, over such a range of compute."""
 STRETCH = 1.5
 SMALLEST_TOP, LARGEST_TOP = 1e10, 1e24
 RUN_SECONDS = 0.5
@@ -168,8 +170,17 @@ def _try(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: Des
         plan = lay_out(recipe, top, unique_tokens, pace, design)
     except UserError:
         return None
-    runs = len(make_ladder(recipe, plan.shapes, plan.levels, unique_tokens, design).runs)
-    return plan if len(plan.shapes) >= 5 and runs >= 20 else None
+    return plan if useful(plan, recipe, unique_tokens) else None
+
+
+def useful(plan: Plan, recipe: Recipe, unique_tokens: int) -> bool:
+    """Whether the plan's ladder, made with `recipe`, has the shapes, runs and range of compute that a law needs."""
+    try:
+        runs = make_ladder(recipe, plan.shapes, plan.levels, unique_tokens, plan.design).runs
+    except UserError:
+        return False
+    span = max(run.flops for run in runs) / min(run.flops for run in runs)
+    return len({run.model for run in runs}) >= FEWEST_SHAPES and len(runs) >= FEWEST_RUNS and span >= SPAN * 0.98
 
 
 def describe(plan: Plan) -> Sequence[tuple[str, str]]:

@@ -24,7 +24,7 @@ from nachim.lab.forecast import choose_shape, forecast, open_seal, seal
 from nachim.lab.ladder import Design, Ladder, make_ladder
 from nachim.lab.launch.local import Event, carry_out_all, event_of
 from nachim.lab.recipe import Recipe
-from nachim.lab.size import REACH, Pace, Plan, chain_seconds, repeat, size, total
+from nachim.lab.size import REACH, Pace, Plan, chain_seconds, repeat, size, total, useful
 from nachim.lab.speed import measure_throughput
 from nachim.lab.store import observe, run_noise
 from nachim.lab.verdict import judge
@@ -214,8 +214,14 @@ class Study:
         edges = [name for name, edge in (("lr", found.lr_at_edge), ("batch", found.batch_at_edge)) if edge]
         for name in edges:
             self.view.say(f"the sweep's best {name} is at its edge: the law takes the edge")
-        lr, batch = round(found.lr_factor, 4), round(found.batch_factor, 4)
-        dataclasses.replace(recipe, lr_factor=lr, batch_factor=batch).save(path)
+        swept = dataclasses.replace(
+            recipe, lr_factor=round(found.lr_factor, 4), batch_factor=round(found.batch_factor, 4)
+        )
+        unique = prepare(self.question.data, self.cache).unique_tokens
+        if not useful(plan, swept, unique):
+            self.view.say("the sweep's best batch would leave runs of too few steps: the planned batch stays")
+            swept = dataclasses.replace(swept, batch_factor=recipe.batch_factor)
+        swept.save(path)
 
     def make_ladder(self, plan: Plan) -> Ladder:
         """The ladder of `plan` with the swept recipe, its repeated rung last."""
