@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nachim.law import LAWS, Observations, check_regime, study
-from nachim.law.interval import LARGEST_FACTOR, conformal_factor
+from nachim.law.interval import LARGEST_FACTOR, band, conformal_factor
 from nachim.law.select import budgets
 from nachim.spec.error import UserError
 from tests.law.ladders import TRUTH, ladder
@@ -30,7 +30,7 @@ def test_the_interval_covers_runs_of_ten_times_the_compute():
 
 def test_a_change_of_regime_is_found_and_refused():
     """A fall of 15 to 22 % from 3x below the top budget, under 1 % noise: at least 18 of 20."""
-    found = []
+    found, sizes = [], []
     for seed in range(20):
         rng = np.random.default_rng(2000 + seed)
         law = LAWS["chinchilla" if seed % 2 else "coupled"]
@@ -38,11 +38,13 @@ def test_a_change_of_regime_is_found_and_refused():
         change = study(obs, seed=seed, draws=40).regime
         if change and change.percent < 0:
             found.append(change.flops / obs.flops.max())
+            sizes.append(change.percent)
             with pytest.raises(UserError, match="falls below"):
                 check_regime(change, 10 * obs.flops.max())
             check_regime(change, change.flops / 2)
     assert len(found) >= 18
     assert 0.15 < np.median(found) < 0.6
+    assert -22 < np.median(sizes) < -15
 
 
 def test_smooth_runs_show_no_change_of_regime():
@@ -130,6 +132,15 @@ def test_the_conformal_factor_follows_its_rule():
     assert conformal_factor(scores / 10, even) == 1
     assert conformal_factor(scores * 10, even) == LARGEST_FACTOR
     assert conformal_factor(np.empty(0), np.empty(0)) == 1
+
+
+def test_a_forecast_outside_the_mixture_keeps_its_run_noise():
+    draws = np.random.default_rng(0).standard_normal((4000, 1))
+    inside = band(draws, np.zeros(1), 0.9, noise=0.1)
+    assert np.concatenate(inside) == pytest.approx([1.645, 1.645], rel=0.05)
+    below, above = band(draws, np.full(1, -5.0), 0.9, noise=0.1)
+    assert below == pytest.approx([0.1645], rel=1e-3)
+    assert above == pytest.approx([6.645], rel=0.02)
 
 
 def test_budgets_hold_runs_within_ten_percent():

@@ -37,7 +37,7 @@ from nachim.spec.disk import locked, write_text
 from nachim.train.machine import measure_machine
 
 PACE_WIDTHS = (32, 48, 64, 96, 160)
-PACE_SECONDS = 1.0
+PACE_SECONDS = 0.7
 TARGET_VALIDATIONS = 8
 FARTHEST = 14.0
 """A target is never more than this many times the ladder's top: time left over does not make a forecast bolder."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -54,10 +55,14 @@ def mixture(predictions: Sequence[Array], shares: Sequence[float], noise: float,
     return pooled + noise * rng.standard_normal(pooled.shape)
 
 
-def band(draws: Array, centre: Array, level: float) -> tuple[Array, Array]:
-    """How far the central `level` of `draws` (m, n) reaches below and above `centre` (n,); both >= 0."""
+def band(draws: Array, centre: Array, level: float, noise: float) -> tuple[Array, Array]:
+    """How far the central `level` of `draws` (m, n) reaches below and above `centre` (n,).
+
+    At least as far as run noise alone does, either way: the forecast of one law may lie outside the mixture.
+    """
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return np.maximum(centre - low, 0), np.maximum(high - centre, 0)
+    least = noise * NormalDist().inv_cdf((1 + level) / 2)
+    return np.maximum(centre - low, least), np.maximum(high - centre, least)
 
 
 def conformal_factor(scores: Array, far: Array, level: float = 0.9) -> float:

@@ -13,7 +13,7 @@ from nachim.law.forms import Array, Law
 from nachim.law.interval import band, bootstrap, mixture, noise_sd
 from nachim.spec.error import UserError
 
-CUTS = 6
+CUTS = 5
 DRAWS = 30
 STARTS = 4
 SPARE = 4
@@ -64,7 +64,7 @@ class Rollouts:
             sd = max(self.noise[law][cut], noise or 0.0)
             parts = [self.spread[name][cut] for name in shares]
             draws = mixture(parts, list(shares.values()), sd, rng)
-            below[cut], above[cut] = band(draws, self.forecast[law][cut], 0.9)
+            below[cut], above[cut] = band(draws, self.forecast[law][cut], 0.9, sd)
         return below, above
 
 

@@ -73,9 +73,9 @@ def _step(
     gradient = np.einsum("rpn,rn->rp", slope, pull)
     majorant = w * delta / np.maximum(size, delta)
     core = w * (size <= delta)
-    across = slope.swapaxes(1, 2)
-    safe = (slope * majorant[:, None, :]) @ across
-    exact = (slope * core[:, None, :]) @ across + curvature(pull)
+    both = np.concatenate([slope * majorant[:, None, :], slope * core[:, None, :]], axis=1)
+    both = both @ slope.swapaxes(1, 2)
+    safe, exact = both[:, : law.size], both[:, law.size :] + curvature(pull)
     held = ((z <= law.low) & (gradient > 0)) | ((z >= law.high) & (gradient < 0))
     gradient = np.where(held, 0.0, gradient)
     step = _damped(exact + damping[:, None, None] * safe, safe, damping, gradient, held)

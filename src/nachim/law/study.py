@@ -82,7 +82,8 @@ class Study:
         centre = self.fit.law.value(self.fit.point, *inputs)
         parts = [self.fits[name].law.value(self.refits[name], *inputs) for name in self.fits]
         rng = np.random.default_rng(self.seed)
-        below, above = band(mixture(parts, list(self.weights.values()), self.noise, rng), centre, level)
+        draws = mixture(parts, list(self.weights.values()), self.noise, rng)
+        below, above = band(draws, centre, level, self.noise)
         ends = (centre, centre - self.factor * below, centre + self.factor * above)
         point, low, high = (units.loss * np.exp(end).reshape(log_x.shape) for end in ends)
         return point, low, high

@@ -31,13 +31,12 @@ def measure_machine(device: str = "cpu") -> Machine:
 
 
 def _peak(dtype: torch.dtype, device: str) -> float:
-    """The best rate over `SIZES`, stopping at the first size that is much slower than a smaller one."""
-    best = 0.0
-    for size in SIZES:
-        rate = _rate(size, dtype, device)
-        if rate < best / 2:
+    """The best rate over `SIZES`, without the sizes whose one multiplication would take `SECONDS`."""
+    best = _rate(SIZES[0], dtype, device)
+    for size in SIZES[1:]:
+        if 2 * size**3 / best > SECONDS:
             break
-        best = max(best, rate)
+        best = max(best, _rate(size, dtype, device))
     return best
 
 
