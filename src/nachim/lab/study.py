@@ -171,8 +171,8 @@ class Study:
         """Measured throughput, in `pace.json`."""
         path = self.root / "pace.json"
         if not path.exists():
-            self.view.stage("speed")
             recipe, machine = self.recipe(), self.machine()
+            self.view.stage("speed")
             vocab_size = recipe.data.tokenizer.vocab_size
             models = [shape(width, vocab_size) for width in PACE_WIDTHS]
             runs = [recipe.run(model, 1e12, 1e6) for model in models]
@@ -189,10 +189,10 @@ class Study:
 
     def plan(self) -> Plan:
         """The ladder and target that fit into the minutes, in `plan.json`."""
-        prepared = self.corpus()
-        pace = self.pace()
         path = self.root / "plan.json"
         if not path.exists():
+            prepared = self.corpus()
+            pace = self.pace()
             left = 60 * self.question.minutes - (time.monotonic() - self.began) - REPORT_SECONDS
             plan = size(self.recipe(), left, prepared.unique_tokens, pace, self.question.design)
             if total(plan) > left:
@@ -276,6 +276,10 @@ class Study:
         path = self.root / "forecast.json"
         if path.exists():
             return open_seal(path)
+        if not (self.root / "observations.csv").exists():
+            raise UserError(
+                f"the ladder in {self.root} is not finished: go on with `nachim ladder` or `quickstart` first"
+            )
         self.view.stage("forecast")
         reading = self.reading()
         run = self.target(plan, reading, flops)
@@ -309,6 +313,7 @@ class Study:
 
     def verdict(self) -> dict[str, Any]:
         """Train the forecast run and hold its result against the seal, in `verdict.json`."""
+        self.machine()
         sealed = open_seal(self.root / "forecast.json")
         run = Run.from_json(sealed["run"])
         pace = self.pace().alone

@@ -72,6 +72,9 @@ class Study:
     def predict(self, x: Array | float, tokens: Array | float, level: float = 0.9) -> tuple[Array, Array, Array]:
         """Loss at scale `x` and `tokens`, with the `level` prediction interval of one run: point, low, high.
 
+        The point is the mean of log loss over the laws, by their weights: where the rollouts cannot tell two laws
+        apart, neither alone is the forecast.
+
         Raises UserError when a scale or a token count is not positive.
         """
         if not (np.all(np.asarray(x) > 0) and np.all(np.asarray(tokens) > 0)):
@@ -79,7 +82,8 @@ class Study:
         log_x, log_tokens = np.broadcast_arrays(np.log(np.asarray(x, float)), np.log(np.asarray(tokens, float)))
         units = self.fit.sample.units
         inputs = (log_x.ravel() - np.log(units.x), log_tokens.ravel() - np.log(units.tokens))
-        centre = self.fit.law.value(self.fit.point, *inputs)
+        points = [one.law.value(one.point, *inputs) for one in self.fits.values()]
+        centre = np.average(points, axis=0, weights=list(self.weights.values()))
         parts = [self.fits[name].law.value(self.refits[name], *inputs) for name in self.fits]
         rng = np.random.default_rng(self.seed)
         draws = mixture(parts, list(self.weights.values()), self.noise, rng)

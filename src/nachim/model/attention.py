@@ -24,20 +24,6 @@ class AttentionModule(nn.Module):
             self.q_norm = nn.RMSNorm(part.d_head, eps=1e-6)
             self.k_norm = nn.RMSNorm(part.d_head, eps=1e-6)
 
-    @torch.no_grad()
-    def begin_by_copying(self) -> None:
-        """Draw projections that copy from the first step on: what a token finds after its own last use, it predicts.
-
-        The previous token's key projection equals the query's (of each group's first head), and the output matrix is
-        half the transposed value matrix, so that what is attended to comes out as itself.
-        """
-        part = self.part
-        weight_HED = self.qkv.weight.view(sum(self.rows), part.d_head, -1)
-        weight_HED[-part.n_kv_heads :] = weight_HED[: part.n_heads : part.n_heads // part.n_kv_heads]
-        value_KED = weight_HED[part.n_heads + part.n_kv_heads : part.n_heads + 2 * part.n_kv_heads]
-        value_HED = value_KED.repeat_interleave(part.n_heads // part.n_kv_heads, 0)
-        self.out.weight.copy_(0.5 * value_HED.flatten(0, 1).T)
-
     def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D], each position seeing itself and those before it."""
         B, T, _ = x_BTD.shape

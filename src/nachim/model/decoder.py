@@ -68,8 +68,7 @@ def initialise(model: DecoderModule, seed: int) -> None:
     """Draw all weights from `seed`: each matrix N(0, 1/fan_in), residual outputs a further 1/sqrt(2 n_layers).
 
     The embedding is N(0, 1/4) and an untied head starts at zero, so that the first loss is ln(vocab_size).
-    A tied table is drawn N(0, 1/d_model): as a head, larger weights would make the first logits wild. Attention with
-    previous-token keys begins by copying.
+    A tied table is drawn N(0, 1/d_model): as a head, larger weights would make the first logits wild.
     """
     generator = torch.Generator().manual_seed(seed)
     spec = model.spec
@@ -84,9 +83,6 @@ def initialise(model: DecoderModule, seed: int) -> None:
             residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
             depth = (2 * spec.n_layers) ** -0.5 if residual else 1.0
             nn.init.normal_(weight, std=depth * weight.shape[1] ** -0.5, generator=generator)
-    if spec.attention.previous_key:
-        for block in model.blocks:
-            block.attention.begin_by_copying()
 
 
 @build.register
