@@ -12,7 +12,7 @@ from nachim.spec import BPE, Data, Files
 TEXT = "the cat sat on a mat and the dog ran to it while rain fell over old town roofs then sun came"
 
 
-def write_corpus(path: Path, documents: int = 160, seed: int = 0) -> Path:
+def write_corpus(path: Path, documents: int = 400, seed: int = 0) -> Path:
     """A folder of text documents, each a page of random sentences."""
     rng = random.Random(seed)
     path.mkdir(parents=True)
