@@ -13,7 +13,7 @@ from nachim.lab.recipe import Recipe
 from nachim.spec import BPE, Data, UserError
 
 RECIPE = Recipe(data=Data(tokenizer=BPE(vocab_size=512), seq_len=128), precision="fp32", batch_factor=0.2)
-SHAPES = ladder_shapes(1e5, 1e6, 5, 512, 128)
+SHAPES = ladder_shapes(2.7e5, 1e6, 5, 512, 128)
 
 
 def test_budgets_are_evenly_spaced_over_the_span() -> None:
