@@ -10,7 +10,7 @@ from nachim.lab.recipe import Recipe
 from nachim.lab.size import REACH, Pace, lay_out, repeat, size, total
 from nachim.spec import BPE, Data, UserError
 
-RECIPE = Recipe(data=Data(tokenizer=BPE(vocab_size=512), seq_len=128), precision="fp32", batch_factor=0.4)
+RECIPE = Recipe(data=Data(tokenizer=BPE(vocab_size=512), seq_len=128), precision="fp32", batch_factor=0.2)
 UNIQUE = 13_000_000
 
 

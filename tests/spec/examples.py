@@ -15,6 +15,7 @@ from nachim.spec import (
     HuggingFace,
     Machine,
     MultiStep,
+    Muon,
     Part,
     RMSNorm,
     RoPE,
@@ -70,6 +71,7 @@ OTHERS: tuple[Part, ...] = (
     HuggingFace(name="a/b", config="en", split="validation", text_column="body"),
     HuggingFace(name="a/b"),
     Schedule(warmup_tokens=3),
+    Muon(lr=0.02, momentum=0.9),
     Cosine(warmup_tokens=64, final=0.2),
     MultiStep(warmup_tokens=128),
 )

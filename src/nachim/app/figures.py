@@ -215,7 +215,7 @@ def residuals(obs: Observations, reading: Study, noise: float | None) -> go.Figu
 
 
 def training_curves(curves: Sequence[Curve], target: Curve | None) -> go.Figure:
-    """Training loss over tokens, each curve averaged in 100 equal steps of log tokens; the target's validations."""
+    """Training loss over tokens, averaged in equal steps of log tokens; the target's validations."""
     fig = _panels([1.0], [""])
     scales = {curve.shape: curve.scale for curve in curves}
     names = sorted(scales, key=lambda name: scales[name])
@@ -260,17 +260,14 @@ def rollouts(obs: Observations, reading: Study) -> go.Figure:
     return fig.update_yaxes(title="measured over forecast, %").update_layout(height=380)
 
 
-def smooth(tokens: Array, loss: Array, count: int = 100) -> tuple[Array, Array]:
-    """Means of `tokens` and `loss` in at most `count` equal steps of log tokens; empty in, empty out."""
+def smooth(tokens: Array, loss: Array, step: float = 0.04) -> tuple[Array, Array]:
+    """Means of `tokens` and `loss` in steps of `step` in log10 of tokens, alike for all runs; empty in, empty out."""
     tokens, loss = tokens[np.isfinite(loss)], loss[np.isfinite(loss)]
     if not len(tokens):
         return tokens, loss
-    edges = np.geomspace(tokens[0], tokens[-1] * (1 + 1e-9), count + 1)
-    place = np.clip(np.searchsorted(edges, tokens, "right") - 1, 0, count - 1)
-    held = np.bincount(place, minlength=count)
-    kept = held > 0
-    means = [np.bincount(place, column, count)[kept] / held[kept] for column in (tokens, loss)]
-    return means[0], means[1]
+    _, place = np.unique(np.floor(np.log10(tokens) / step), return_inverse=True)
+    held = np.bincount(place)
+    return np.bincount(place, tokens) / held, np.bincount(place, loss) / held
 
 
 def _smoothed(flops: Array, ratio: Array) -> Array:
