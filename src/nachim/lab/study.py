@@ -134,8 +134,10 @@ class Study:
         self.view.stage("corpus")
         prepared = prepare(self.question.data, self.cache, self.view.share)
         manifest = prepared.manifest
-        about = {key: manifest[key] for key in ("fingerprint", "name") if key in manifest}
-        about |= {
+        about = {
+            "name": manifest["source"],
+            "fingerprint": prepared.fingerprint,
+            "bytes": manifest["read"]["bytes"],
             "train": {"tokens": prepared.unique_tokens, "bytes": prepared.train_bytes},
             "validation": {"tokens": len(prepared.validation), "bytes": prepared.validation_bytes},
             "notes": prepared.notes(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from pathlib import Path
 
 import torch
 
@@ -26,7 +27,7 @@ def measure_machine(device: str = "cpu") -> Machine:
                 peaks[f"{name}_{label}"] = _peak(dtype, device)
     finally:
         torch.set_num_threads(threads)
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
     return Machine(name=name, device="cuda" if device == "cuda" else "cpu", cores=cores, **peaks)
 
 
@@ -56,3 +57,13 @@ def _seconds(a: torch.Tensor, b: torch.Tensor, device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
+
+
+def _cpu_name() -> str:
+    """The processor's own name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
