@@ -15,7 +15,7 @@ class Attention(Part):
     key head with an RMSNorm of its own (arXiv 2302.05442), which keeps logits bounded at high learning rates.
     `previous_key` adds to every key a projection of the token before it: one layer can then find "the last time I saw
     this token" and copy what followed. It is the smeared key of arXiv 2209.11895 with a matrix of its own in place of a
-    scalar gate; copying then appears within the first steps of training instead of as a late, sudden change that no law
+    scalar gate; copying then appears early in training instead of as a late, sudden change that no law
     fitted before it foresees (ideas/quickstart_recipe.md).
     """
 
