@@ -63,10 +63,6 @@ def test_the_bytes_of_all_targets_are_those_of_the_text(batches, prepared):
     assert batches.target_bytes(x[:3]) == sum(batches.target_bytes(x[i : i + 1]) for i in range(3))
 
 
-def test_epochs(batches):
-    assert batches.epochs(3 * batches.sequences_per_epoch * 16) == 3
-
-
 @pytest.mark.parametrize(("seq_len", "split"), [(3000, "validation"), (100_000, "train")])
 def test_a_split_shorter_than_a_sequence(prepared, data, seq_len, split):
     longer = dataclasses.replace(data, seq_len=seq_len)

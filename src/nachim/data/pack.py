@@ -45,10 +45,6 @@ class Batches:
         """
         return int(self.prepared.bytes_per_token[x[:, 1:]].sum())
 
-    def epochs(self, tokens: int) -> float:
-        """How many times `tokens` training tokens go through the train split."""
-        return tokens / (self.sequences_per_epoch * self.seq_len)
-
     def _windows(self, tokens: npt.NDArray[np.integer], sequence: Tokens) -> Tokens:
         return tokens[sequence[:, None] * self.seq_len + np.arange(self.seq_len + 1)].astype(np.int64)
 
