@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nachim.model.build import build
 from nachim.model.position import rotate
-from nachim.spec import Attention
+from nachim.spec import Attention, UserError
 
 
 class AttentionModule(nn.Module):
@@ -16,6 +16,8 @@ class AttentionModule(nn.Module):
 
     def __init__(self, part: Attention, d_model: int) -> None:
         super().__init__()
+        if part.window is not None or part.bias != "none":
+            raise UserError("no module computes attention with a window or a bias: it can be planned, not trained")
         self.part = part
         self.rows = (part.n_heads,) + (part.n_kv_heads,) * (2 + part.previous_key)
         self.qkv = nn.Linear(d_model, sum(self.rows) * part.d_head, bias=False)

@@ -15,4 +15,5 @@ def build(part: Part, d_model: int) -> nn.Module:
 
     Raises UserError for a part without a module.
     """
-    raise UserError(f"no module computes {type(part).__name__}: register one with nachim.model.build")
+    name = type(part).__name__
+    raise UserError(f"no module computes {name}: it can be planned; to train it, register one with nachim.model.build")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nachim.model import attention, mlp, norm  # noqa: F401 - each registers the module of its part
 from nachim.model.build import build
 from nachim.model.position import rotations
-from nachim.spec import Decoder
+from nachim.spec import Decoder, RoPE, UserError
 
 
 class Block(nn.Module):
@@ -33,6 +33,7 @@ class DecoderModule(nn.Module):
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
+        refuse_unbuilt(spec)
         self.spec = spec
         self.embedding = nn.Embedding(spec.vocab_size, spec.d_model)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.n_layers))
@@ -62,6 +63,20 @@ class DecoderModule(nn.Module):
                 angles = rotations(self.spec.position, self.spec.attention.d_head, T)
                 self._angles = cached = (angles[0].to(x_BTD), angles[1].to(x_BTD))
         return cached[0][:T], cached[1][:T]
+
+
+def refuse_unbuilt(spec: Decoder) -> None:
+    """Raise UserError, naming it, where `spec` asks for what has a declared cost but no module yet."""
+    asked = {
+        "layers that differ": len(spec.kinds) > 1,
+        "blocks without a feed-forward": spec.ffn is None,
+        "sandwich norms": spec.sandwich,
+        "a mixture of depths": spec.depth is not None,
+        f"the position {type(spec.position).__name__}": not isinstance(spec.position, RoPE),
+    }
+    for what, there in asked.items():
+        if there:
+            raise UserError(f"no module computes {what}: it can be planned, not trained")
 
 
 def initialise(model: DecoderModule, seed: int) -> None:

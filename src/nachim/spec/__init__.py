@@ -1,36 +1,62 @@
 """What a run is, and what each part of it costs. Never imports torch."""
 
-from nachim.spec.attention import Attention
+from nachim.spec.attention import MLA, Attention
+from nachim.spec.cost import FFN, Layer, Matrix, Mixer, Saved
 from nachim.spec.data import BPE, Corpus, Data, Files, HuggingFace, Stdlib
 from nachim.spec.error import UserError
-from nachim.spec.ffn import SwiGLU
-from nachim.spec.hardware import Machine
-from nachim.spec.model import Decoder, plain
-from nachim.spec.norm import RMSNorm
+from nachim.spec.ffn import MLP, Gated, GeGLU, MoE, SwiGLU
+from nachim.spec.hardware import Cluster, Device, Machine
+from nachim.spec.mixer import LinearAttention, Mamba, Mamba2
+from nachim.spec.model import Block, Decoder, plain
+from nachim.spec.norm import LayerNorm, Norm, RMSNorm
 from nachim.spec.part import Difference, Part, diff
-from nachim.spec.position import RoPE
+from nachim.spec.pattern import MixtureOfDepths, Pattern
+from nachim.spec.position import Learned, NoPosition, Position, RoPE
 from nachim.spec.run import Run, Validation
 from nachim.spec.train import WSD, AdamW, Cosine, MultiStep, Muon, Schedule, Train
 
 __all__ = [
     "BPE",
+    "FFN",
+    "MLA",
+    "MLP",
     "WSD",
     "AdamW",
     "Attention",
+    "Block",
+    "Cluster",
     "Corpus",
     "Cosine",
     "Data",
     "Decoder",
+    "Device",
     "Difference",
     "Files",
+    "Gated",
+    "GeGLU",
     "HuggingFace",
+    "Layer",
+    "LayerNorm",
+    "Learned",
+    "LinearAttention",
     "Machine",
+    "Mamba",
+    "Mamba2",
+    "Matrix",
+    "Mixer",
+    "MixtureOfDepths",
+    "MoE",
     "MultiStep",
     "Muon",
+    "NoPosition",
+    "Norm",
     "Part",
+    "Pattern",
+    "Position",
     "RMSNorm",
     "RoPE",
     "Run",
+    "Saved",
     "Schedule",
     "Stdlib",
     "SwiGLU",

@@ -1,18 +1,21 @@
-"""Attention parts and what they cost."""
+"""Softmax attention: what it is, and what it costs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from nachim.spec.part import Part
+from nachim.spec.cost import Matrix, Mixer, Saved
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention(Part):
+class Attention(Mixer):
     """Causal softmax attention with grouped keys and values (arXiv 2305.13245).
 
     `n_kv_heads == n_heads` is multi-head attention, `n_kv_heads == 1` multi-query. `qk_norm` normalises every query and
     key head with an RMSNorm of its own (arXiv 2302.05442), which keeps logits bounded at high learning rates.
+    `window` lets a token see itself and the `window - 1` tokens before it only (arXiv 2004.05150). `bias` stands on the
+    query, key and value projections ("qkv") or on the output's too ("all").
     `previous_key` adds to every key a projection of the token before it: one layer can then find "the last time I saw
     this token" and copy what followed. It is the smeared key of arXiv 2209.11895 with a matrix of its own in place of a
     scalar gate; copying then appears early in training instead of as a late, sudden change that no law
@@ -24,25 +27,118 @@ class Attention(Part):
     d_head: int
     qk_norm: bool = False
     previous_key: bool = False
+    window: int | None = None
+    bias: Literal["none", "qkv", "all"] = "none"
 
     def check(self) -> None:
         self.require_positive("n_heads", "n_kv_heads", "d_head")
         if self.n_heads % self.n_kv_heads:
             self.refuse("n_kv_heads", f"is {self.n_kv_heads}; it must divide n_heads={self.n_heads}")
+        if self.window is not None and self.window < 1:
+            self.refuse("window", f"is {self.window}; it must be at least 1, or None for the whole context")
 
-    def matmul_params(self, d_model: int) -> int:
-        """Parameters that multiply every token: the query, key, value and output projections."""
-        heads = 2 * self.n_heads + (2 + self.previous_key) * self.n_kv_heads
-        return d_model * self.d_head * heads
+    def matrices(self, d_model: int) -> tuple[Matrix, ...]:
+        queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
+        return (
+            Matrix(d_model, queries, split="columns", pieces=self.n_heads),
+            Matrix(d_model, (2 + self.previous_key) * keys, split="columns", pieces=self.n_kv_heads),
+            Matrix(queries, d_model, split="rows", pieces=self.n_heads),
+        )
 
-    def params(self, d_model: int) -> int:
-        """All parameters, the gains of `qk_norm` included."""
-        return self.matmul_params(d_model) + 2 * self.d_head * self.qk_norm
+    def vectors(self, d_model: int) -> int:
+        qkv = (self.n_heads + (2 + self.previous_key) * self.n_kv_heads) * self.d_head
+        biases = {"none": 0, "qkv": qkv, "all": qkv + d_model}[self.bias]
+        return biases + 2 * self.d_head * self.qk_norm
 
-    def flops_per_token(self, d_model: int, seq_len: int) -> int:
-        """Training FLOP/token, scores and mixing over the whole context included (DeepSeek LLM, arXiv 2401.02954)."""
-        return 6 * self.matmul_params(d_model) + 12 * self.n_heads * self.d_head * seq_len
+    def saved(self, d_model: int) -> Saved:
+        queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
+        projected = queries + (2 + self.previous_key) * keys
+        remade = (queries + keys) * (1 + self.qk_norm)  # normalised and turned queries and keys
+        return Saved(
+            whole=2 * d_model, cheap_whole=d_model, split=projected + remade + queries, cheap_split=projected + remade
+        )
 
-    def cache_bytes(self, seq_len: int, value_bytes: int = 2) -> int:
-        """Bytes of keys and values kept for one sequence of `seq_len` tokens."""
-        return 2 * self.n_kv_heads * self.d_head * seq_len * value_bytes
+    def keys(self, seq_len: float, causal: bool = False) -> float:
+        """Keys a token meets, averaged over the sequence: all that its window admits, or only those not after it."""
+        seen = min(self.window or seq_len, seq_len)
+        return seen * (1 - (seen - 1) / (2 * seq_len)) if causal else seen
+
+    def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
+        return 4 * self.n_heads * self.d_head * self.keys(seq_len, causal)
+
+    def cache_values(self, seq_len: float) -> float:
+        return 2 * self.n_kv_heads * self.d_head * self.keys(seq_len)
+
+    @property
+    def cache_pieces(self) -> int:
+        return self.n_kv_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLA(Mixer):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, sec. 2.1) with decoupled RoPE.
+
+    A token's keys and values are rebuilt from `rank` cached values; `rope_dim` more, shared by all heads, carry the
+    position. `d_head` is the width of a key without position, `d_value` that of a value (`d_head` unless given).
+    Queries pass through `q_rank` values, or come straight from the token where it is None. Decoding absorbs the
+    rebuilding matrices into query and output: heads then meet the latent itself, and nothing is rebuilt.
+    """
+
+    n_heads: int
+    d_head: int
+    rank: int
+    rope_dim: int
+    q_rank: int | None = None
+    d_value: int | None = None
+
+    def check(self) -> None:
+        self.require_positive("n_heads", "d_head", "rank", "rope_dim")
+        for name in ("q_rank", "d_value"):
+            if getattr(self, name) is not None:
+                self.require_positive(name)
+        if self.rope_dim % 2:
+            self.refuse("rope_dim", f"is {self.rope_dim}; RoPE turns pairs, so it must be even")
+
+    @property
+    def value_width(self) -> int:
+        """Width of one head's value."""
+        return self.d_value or self.d_head
+
+    def matrices(self, d_model: int) -> tuple[Matrix, ...]:
+        queries = self.n_heads * (self.d_head + self.rope_dim)
+        heads = {"pieces": self.n_heads}
+        asked = (
+            (Matrix(d_model, queries, split="columns", **heads),)
+            if self.q_rank is None
+            else (Matrix(d_model, self.q_rank), Matrix(self.q_rank, queries, split="columns", **heads))
+        )
+        return (
+            *asked,
+            Matrix(d_model, self.rank + self.rope_dim),
+            Matrix(self.rank, self.n_heads * (self.d_head + self.value_width), split="columns", **heads),
+            Matrix(self.n_heads * self.value_width, d_model, split="rows", **heads),
+        )
+
+    def vectors(self, d_model: int) -> int:
+        return self.rank + (self.q_rank or 0)
+
+    def saved(self, d_model: int) -> Saved:
+        narrow = self.rank + self.rope_dim + (self.q_rank or 0)
+        heads = self.n_heads * (2 * (self.d_head + self.rope_dim) + 2 * self.value_width)
+        return Saved(
+            whole=2 * d_model + 2 * narrow,
+            cheap_whole=d_model + narrow,
+            split=heads + self.n_heads * (self.d_head + self.value_width),
+            cheap_split=self.n_heads * 2 * (self.d_head + self.rope_dim),
+        )
+
+    def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
+        keys = (seq_len + 1) / 2 if causal else seq_len
+        return 2 * self.n_heads * (self.d_head + self.rope_dim + self.value_width) * keys
+
+    def decode_flops(self, position: float) -> float:
+        """The absorbed form: scores over latent and position, mixing over the latent."""
+        return 2 * self.n_heads * (2 * self.rank + self.rope_dim) * position
+
+    def cache_values(self, seq_len: float) -> float:
+        return (self.rank + self.rope_dim) * seq_len

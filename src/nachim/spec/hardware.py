@@ -31,3 +31,57 @@ class Machine(Part):
     def peak(self, precision: str, threads: int) -> float:
         """Measured matmul FLOP/s for `precision` on one thread, or on all for more."""
         return float(getattr(self, f"{precision}_{'one_thread' if threads == 1 else 'all'}"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device(Part):
+    """One accelerator, or one CPU box, and how it reaches others. Rates are bytes/s or FLOP/s, of one device.
+
+    Peaks are dense (without sparsity); None where the device has no units for the type. `sustained` is the share of
+    the peak that large matrix multiplications reach. `link_*` reach the other devices of a node of `node_devices`, one
+    direction; `network_*` reach other nodes. `watts` is the draw under load of the device and its share of the node.
+    """
+
+    name: str
+    kind: Literal["cpu", "cuda", "rocm"]
+    fp32_flops: float
+    bf16_flops: float
+    fp8_flops: float | None = None
+    int8_flops: float | None = None
+    sustained: float
+    memory_bytes: float
+    memory_bandwidth: float
+    node_devices: int = 1
+    link_bandwidth: float | None = None
+    link_latency: float = 0.0
+    network_bandwidth: float | None = None
+    network_latency: float = 0.0
+    watts: float
+    dollars_per_hour: float
+    sources: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        names = ("fp32_flops", "bf16_flops", "sustained", "memory_bytes", "memory_bandwidth", "node_devices", "watts")
+        self.require_positive(*names)
+        if self.sustained > 1:
+            self.refuse("sustained", f"is {self.sustained}; it is a share of the peak, at most 1")
+        if self.dollars_per_hour < 0:
+            self.refuse("dollars_per_hour", f"is {self.dollars_per_hour}; it must not be negative")
+
+    def peak(self, precision: Literal["fp32", "bf16", "fp8", "int8"]) -> float:
+        """Peak FLOP/s of `precision`. Raises UserError when the device has no units for it."""
+        found = getattr(self, f"{precision}_flops")
+        if found is None:
+            self.refuse(f"{precision}_flops", f"is not there: {self.name} has no units for {precision}")
+        return float(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster(Part):
+    """`count` equal devices: nodes of `device.node_devices`, the last perhaps not full."""
+
+    device: Device
+    count: int = 1
+
+    def check(self) -> None:
+        self.require_positive("count")

@@ -2,67 +2,158 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from dataclasses import dataclass
 
 from nachim.spec.attention import Attention
+from nachim.spec.cost import FFN, Layer, Mixer
 from nachim.spec.ffn import SwiGLU
-from nachim.spec.norm import RMSNorm
+from nachim.spec.norm import Norm, RMSNorm
 from nachim.spec.part import Part
-from nachim.spec.position import RoPE
+from nachim.spec.pattern import MixtureOfDepths, Pattern
+from nachim.spec.position import Position, RoPE
+
+
+@dataclass(frozen=True)
+class Block:
+    """One kind of layer: what mixes tokens, what works on each alone (or nothing), and the share of tokens it sees."""
+
+    mixer: Mixer
+    ffn: FFN | None
+    share: float = 1.0
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Its parts."""
+        return (self.mixer,) if self.ffn is None else (self.mixer, self.ffn)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder(Part):
-    """A pre-norm decoder: embedding, `n_layers` blocks of attention and feed-forward, norm, head.
+    """A pre-norm decoder: embedding, `n_layers` blocks of a mixer and a feed-forward, norm, head.
 
-    Counts follow the house's vocabulary: `flops_per_token` (M) leaves the head out, `head_flops_per_token` is the head.
+    A `Pattern` gives layers different parts; without `ffn` a block is its mixer alone, as in Mamba. `sandwich` adds a
+    norm after every sublayer (Gemma-2). Counts follow the house's vocabulary: `flops_per_token` (M) leaves the head
+    out, `head_flops_per_token` is the head.
     """
 
     vocab_size: int
     d_model: int
     n_layers: int
-    attention: Attention
-    ffn: SwiGLU
-    norm: RMSNorm = RMSNorm()
-    position: RoPE = RoPE()
+    attention: Mixer | Pattern
+    ffn: FFN | Pattern | None
+    norm: Norm = RMSNorm()
+    position: Position = RoPE()
     tied: bool = False
+    sandwich: bool = False
+    depth: MixtureOfDepths | None = None
 
     def check(self) -> None:
         self.require_positive("vocab_size", "d_model", "n_layers")
-        if self.attention.d_head % 2:
-            self.refuse("attention", f"has d_head={self.attention.d_head}; RoPE turns pairs, so it must be even")
+        for block in self.kinds:
+            mixer = block.mixer
+            if isinstance(mixer, Attention) and isinstance(self.position, RoPE) and mixer.d_head % 2:
+                self.refuse("attention", f"has d_head={mixer.d_head}; RoPE turns pairs, so it must be even")
+
+    @functools.cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every layer, first to last. Raises UserError when a pattern does not fill them, or has a wrong part."""
+        mixers, ffns = self._over("attention", Mixer), self._over("ffn", FFN)
+        shares = [1.0 if self.depth is None else self.depth.share(layer) for layer in range(self.n_layers)]
+        return tuple(Block(*parts) for parts in zip(mixers, ffns, shares, strict=True))
+
+    def _over(self, field: str, kind: type[Layer]) -> tuple[Layer | None, ...]:
+        value = getattr(self, field)
+        if not isinstance(value, Pattern):
+            return (value,) * self.n_layers
+        parts = value.over(self.n_layers)
+        for part in parts:
+            if not isinstance(part, kind):
+                self.refuse(field, f"has a pattern with {part!r}, which is not {kind.__name__}")
+        return parts
+
+    @functools.cached_property
+    def kinds(self) -> dict[Block, int]:
+        """How many layers there are of each kind."""
+        return dict(Counter(self.blocks))
+
+    def norm_params(self, block: Block) -> int:
+        """Parameters of the norms of one layer."""
+        return len(block.layers) * (1 + self.sandwich) * self.norm.params(self.d_model)
+
+    def _body(self, per_layer: str) -> int:
+        """Sum of a count over the layers, their norms, the routers of a mixture of depths and the last norm."""
+        total = self.norm.params(self.d_model)
+        for block, times in self.kinds.items():
+            layers = sum(getattr(layer, per_layer)(self.d_model) for layer in block.layers)
+            router = self.d_model if block.share < 1 else 0
+            total += times * (layers + self.norm_params(block) + router)
+        return total
 
     @property
     def params_non_embedding(self) -> int:
         """Parameters of the blocks and the final norm: neither embedding nor head."""
-        block = self.attention.params(self.d_model) + self.ffn.params(self.d_model)
-        norms = (2 * self.n_layers + 1) * self.norm.params(self.d_model)
-        return self.n_layers * block + norms
+        return self._body("params")
+
+    @property
+    def params_embedding(self) -> int:
+        """Parameters of the embedding, the position table and an untied head."""
+        tables = 1 if self.tied else 2
+        return tables * self.vocab_size * self.d_model + self.position.params(self.d_model)
 
     @property
     def params_total(self) -> int:
         """Every parameter; a tied head is counted once."""
-        tables = 1 if self.tied else 2
-        return self.params_non_embedding + tables * self.vocab_size * self.d_model
+        return self.params_non_embedding + self.params_embedding
 
     @property
     def params_active(self) -> int:
-        """Parameters that take part in every token: all of them in a dense decoder."""
-        return self.params_total
+        """Parameters that take part in one token: without the experts that it does not meet."""
+        return self._body("params_active") + self.params_embedding
+
+    @property
+    def matmul_params(self) -> float:
+        """Parameters of the blocks that a token is multiplied by, on average: two FLOP each in a forward pass."""
+        total = 0.0
+        for block, times in self.kinds.items():
+            router = self.d_model if block.share < 1 else 0
+            used = sum(layer.matmul_params(self.d_model) for layer in block.layers)
+            total += times * (block.share * used + router)
+        return total
+
+    def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
+        """Forward FLOP/token of all mixers beyond their matrices (see `Mixer.mixing_flops`)."""
+        return sum(
+            times * block.share * block.mixer.mixing_flops(max(1.0, block.share * seq_len), causal)
+            for block, times in self.kinds.items()
+        )
 
     def flops_per_token(self, seq_len: int) -> int:
         """M: non-embedding training FLOP/token; 72 L d^2 + 12 L d s for the plain block (arXiv 2401.02954, eq. 2)."""
-        attention = self.attention.flops_per_token(self.d_model, seq_len)
-        return self.n_layers * (attention + self.ffn.flops_per_token(self.d_model))
+        return round(6 * self.matmul_params + 3 * self.mixing_flops(seq_len))
+
+    def prefill_flops(self, seq_len: int) -> float:
+        """Forward FLOP/token of reading a prompt of `seq_len` tokens; the head reads its last token only."""
+        return 2 * self.matmul_params + self.mixing_flops(seq_len, causal=True)
+
+    def decode_flops(self, position: float) -> float:
+        """Forward FLOP of writing one token with `position` tokens before and at it, head included."""
+        mixing = sum(
+            times * block.share * block.mixer.decode_flops(max(1.0, block.share * position))
+            for block, times in self.kinds.items()
+        )
+        return 2 * self.matmul_params + mixing + self.head_flops_per_token / 3
 
     @property
     def head_flops_per_token(self) -> int:
         """Training FLOP/token of the output head alone."""
         return 6 * self.d_model * self.vocab_size
 
-    def cache_bytes(self, seq_len: int, value_bytes: int = 2) -> int:
-        """Bytes of cached keys and values for one sequence, over all layers."""
-        return self.n_layers * self.attention.cache_bytes(seq_len, value_bytes)
+    def cache_bytes(self, seq_len: int, value_bytes: float = 2) -> int:
+        """Bytes kept for one sequence of `seq_len` tokens, over all layers: keys and values, latents, states."""
+        values = sum(times * block.mixer.cache_values(block.share * seq_len) for block, times in self.kinds.items())
+        return round(values * value_bytes)
 
 
 def plain(*, d_model: int, n_layers: int, d_head: int, vocab_size: int) -> Decoder:

@@ -1,0 +1,136 @@
+"""What a part of a block declares, and every cost that follows from it: parameters, FLOPs, kept values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nachim.spec.part import Part
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Weights [rows, columns] that tokens are multiplied by: `count` of them stand there, a token meets `used`.
+
+    `split` is the axis along which tensor parallelism cuts it: "columns" (its outputs), "rows" (its inputs: results
+    are then summed over the devices) or None (every device holds it whole). It is cut into `pieces` at most: more
+    devices than heads hold copies. `expert` matrices can also be dealt out whole, by `count`.
+    """
+
+    rows: int
+    columns: int
+    count: int = 1
+    used: int = 1
+    split: Literal["columns", "rows"] | None = None
+    pieces: int | None = None
+    expert: bool = False
+
+    @property
+    def params(self) -> int:
+        """Parameters of all of them."""
+        return self.rows * self.columns * self.count
+
+    @property
+    def params_used(self) -> int:
+        """Parameters a token is multiplied by: two FLOP each in a forward pass."""
+        return self.rows * self.columns * self.used
+
+    def params_on_device(self, tp: int, ep: int = 1) -> float:
+        """Parameters one device holds when `tp` devices cut every matrix and `ep` deal out the experts."""
+        ways = min(tp, self.pieces or tp) if self.split else 1
+        return self.params / ways / (ep if self.expert else 1)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Values a token leaves behind for the backward pass, in the precision of the matrix multiplications.
+
+    `whole` stand on every device of a tensor-parallel group (sequence parallelism cuts them), `split` are cut by it.
+    `cheap_whole` and `cheap_split` are the part of each that selective recomputation makes again from the others:
+    outputs of norms, activations and products, never of a matrix multiplication (arXiv 2205.05198, sec. 5).
+    """
+
+    whole: float
+    split: float
+    cheap_whole: float = 0.0
+    cheap_split: float = 0.0
+
+    def __add__(self, other: Saved) -> Saved:
+        return Saved(
+            whole=self.whole + other.whole,
+            split=self.split + other.split,
+            cheap_whole=self.cheap_whole + other.cheap_whole,
+            cheap_split=self.cheap_split + other.cheap_split,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(Part):
+    """Base of what stands in a block: it declares its matrices and its other parameters, and the costs follow."""
+
+    def matrices(self, d_model: int) -> tuple[Matrix, ...]:
+        """Every matrix that tokens are multiplied by, in a model of width `d_model`."""
+        raise NotImplementedError
+
+    def vectors(self, d_model: int) -> int:
+        """Parameters outside the matrices: gains, biases, convolutions, decays."""
+        return 0
+
+    def saved(self, d_model: int) -> Saved:
+        """What a token leaves behind for the backward pass, this part's normalised input included."""
+        raise NotImplementedError
+
+    def params(self, d_model: int) -> int:
+        """All parameters."""
+        return sum(matrix.params for matrix in self.matrices(d_model)) + self.vectors(d_model)
+
+    def matmul_params(self, d_model: int) -> int:
+        """Parameters a token is multiplied by."""
+        return sum(matrix.params_used for matrix in self.matrices(d_model))
+
+    def params_active(self, d_model: int) -> int:
+        """Parameters that take part in one token: all but the experts it does not meet."""
+        return self.matmul_params(d_model) + self.vectors(d_model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixer(Layer):
+    """Base of what carries information between tokens: attention, state-space models, linear attention."""
+
+    def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
+        """Forward FLOP/token beyond the matrices, averaged over a sequence of `seq_len` tokens.
+
+        Every token is charged for the whole context, as in M (arXiv 2401.02954); `causal` charges it for the
+        tokens before it and itself alone.
+        """
+        raise NotImplementedError
+
+    def decode_flops(self, position: float) -> float:
+        """Forward FLOP beyond the matrices of one new token when `position` tokens stand in the cache, itself too."""
+        return self.mixing_flops(position)
+
+    def cache_values(self, seq_len: float) -> float:
+        """Values kept for one sequence of `seq_len` tokens while it is being generated."""
+        raise NotImplementedError
+
+    @property
+    def cache_pieces(self) -> int:
+        """Into how many parts tensor parallelism can cut the cache: beyond them devices hold copies."""
+        return 1
+
+    def flops_per_token(self, d_model: int, seq_len: int) -> int:
+        """Training FLOP/token (three passes), the whole context included (arXiv 2401.02954, eq. 2)."""
+        return 6 * self.matmul_params(d_model) + round(3 * self.mixing_flops(seq_len))
+
+    def cache_bytes(self, seq_len: int, value_bytes: float = 2) -> int:
+        """Bytes kept for one sequence of `seq_len` tokens."""
+        return round(self.cache_values(seq_len) * value_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFN(Layer):
+    """Base of what works on every token alone."""
+
+    def flops_per_token(self, d_model: int) -> int:
+        """Training FLOP/token: two for a multiply-add, three passes (forward, and two backward)."""
+        return 6 * self.matmul_params(d_model)

@@ -1,0 +1,186 @@
+"""Mixers whose state does not grow with the context: state-space models and linear attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nachim.spec.cost import Matrix, Mixer, Saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba(Mixer):
+    """Selective state space (arXiv 2312.00752): each of `expand * d_model` channels keeps `d_state` values.
+
+    `dt_rank` values give the step sizes; a convolution of `d_conv` tokens comes first. `inner_norm` normalises step
+    sizes, inputs and outputs of the state, as Jamba does (arXiv 2403.19887).
+    """
+
+    d_inner: int
+    d_state: int = 16
+    dt_rank: int
+    d_conv: int = 4
+    inner_norm: bool = False
+
+    def check(self) -> None:
+        self.require_positive("d_inner", "d_state", "dt_rank", "d_conv")
+
+    def matrices(self, d_model: int) -> tuple[Matrix, ...]:
+        return (
+            Matrix(d_model, 2 * self.d_inner, split="columns"),
+            Matrix(self.d_inner, self.dt_rank + 2 * self.d_state, split="rows"),
+            Matrix(self.dt_rank, self.d_inner, split="columns"),
+            Matrix(self.d_inner, d_model, split="rows"),
+        )
+
+    def vectors(self, d_model: int) -> int:
+        convolution = self.d_inner * (self.d_conv + 1)
+        norms = (self.dt_rank + 2 * self.d_state) * self.inner_norm
+        return convolution + self.d_inner * (self.d_state + 2) + norms
+
+    def saved(self, d_model: int) -> Saved:
+        narrow = self.dt_rank + 2 * self.d_state
+        return Saved(
+            whole=2 * d_model + narrow, cheap_whole=d_model, split=6 * self.d_inner, cheap_split=3 * self.d_inner
+        )
+
+    def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
+        """Convolution, then decay, input and readout of every state value: 6 FLOP each, in scan and in recurrence."""
+        return self.d_inner * (2 * self.d_conv + 6 * self.d_state)
+
+    def cache_values(self, seq_len: float) -> float:
+        return self.d_inner * (self.d_state + self.d_conv)
+
+    @property
+    def cache_pieces(self) -> int:
+        return self.d_inner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2(Mixer):
+    """State-space duality (arXiv 2405.21060): heads of `d_head` channels with one decay each.
+
+    A channel keeps `d_state` values; their inputs and readouts are shared by the heads of one of `n_groups`. Training
+    works on chunks of `chunk` tokens: attention inside a chunk, the state between chunks (sec. 6); decoding is the
+    recurrence.
+    """
+
+    n_heads: int
+    d_head: int = 64
+    d_state: int = 128
+    n_groups: int = 1
+    d_conv: int = 4
+    chunk: int = 256
+
+    def check(self) -> None:
+        self.require_positive("n_heads", "d_head", "d_state", "n_groups", "d_conv", "chunk")
+        if self.n_heads % self.n_groups:
+            self.refuse("n_groups", f"is {self.n_groups}; it must divide n_heads={self.n_heads}")
+
+    @property
+    def d_inner(self) -> int:
+        """Channels of all heads."""
+        return self.n_heads * self.d_head
+
+    @property
+    def shared(self) -> int:
+        """Values of state inputs and readouts a token has, over all groups."""
+        return 2 * self.n_groups * self.d_state
+
+    def matrices(self, d_model: int) -> tuple[Matrix, ...]:
+        return (
+            Matrix(d_model, 2 * self.d_inner + self.n_heads, split="columns", pieces=self.n_heads),
+            Matrix(d_model, self.shared, split="columns", pieces=self.n_groups),
+            Matrix(self.d_inner, d_model, split="rows", pieces=self.n_heads),
+        )
+
+    def vectors(self, d_model: int) -> int:
+        convolution = (self.d_inner + self.shared) * (self.d_conv + 1)
+        return convolution + 3 * self.n_heads + self.d_inner
+
+    def saved(self, d_model: int) -> Saved:
+        return Saved(
+            whole=2 * d_model,
+            cheap_whole=d_model,
+            split=5 * self.d_inner + 2 * self.shared,
+            cheap_split=2 * self.d_inner + self.shared,
+        )
+
+    def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
+        """The chunked form: attention inside a chunk, then states written and read (arXiv 2405.21060, sec. 6.3)."""
+        chunk = min(self.chunk, seq_len)
+        seen = (chunk + 1) / 2 if causal else chunk
+        inside = 2 * seen * (self.n_groups * self.d_state + self.d_inner)
+        return inside + self.decode_flops(seq_len)
+
+    def decode_flops(self, position: float) -> float:
+        """The recurrence: convolution, then every state value written and read once."""
+        return 2 * self.d_conv * (self.d_inner + self.shared) + 4 * self.d_state * self.d_inner
+
+    def cache_values(self, seq_len: float) -> float:
+        return self.d_inner * self.d_state + self.d_conv * (self.d_inner + self.shared)
+
+    @property
+    def cache_pieces(self) -> int:
+        return self.n_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearAttention(Mixer):
+    """Attention without softmax: a head keeps the sum of key-value products, `d_key` x `d_value` (arXiv 2006.16236).
+
+    Heads forget at a fixed rate (RetNet, arXiv 2307.08621), or at one that the token sets through `decay_rank` values
+    (GLA, arXiv 2312.06635); `gate` multiplies the output by a gate of its own projection. Training works on chunks of
+    `chunk` tokens, decoding is the recurrence.
+    """
+
+    n_heads: int
+    d_key: int
+    d_value: int
+    gate: bool = True
+    decay_rank: int | None = None
+    chunk: int = 256
+
+    def check(self) -> None:
+        self.require_positive("n_heads", "d_key", "d_value", "chunk")
+        if self.decay_rank is not None:
+            self.require_positive("decay_rank")
+
+    def matrices(self, d_model: int) -> tuple[Matrix, ...]:
+        keys, values = self.n_heads * self.d_key, self.n_heads * self.d_value
+        heads = {"split": "columns", "pieces": self.n_heads}
+        rank = self.decay_rank
+        decay = () if rank is None else (Matrix(d_model, rank), Matrix(rank, keys, **heads))
+        return (
+            Matrix(d_model, 2 * keys + (1 + self.gate) * values, **heads),
+            *decay,
+            Matrix(values, d_model, split="rows", pieces=self.n_heads),
+        )
+
+    def vectors(self, d_model: int) -> int:
+        return self.d_value + (self.n_heads * self.d_key if self.decay_rank is not None else 0)
+
+    def saved(self, d_model: int) -> Saved:
+        keys, values = self.n_heads * self.d_key, self.n_heads * self.d_value
+        return Saved(
+            whole=2 * d_model + (self.decay_rank or 0),
+            cheap_whole=d_model,
+            split=2 * keys + (3 + 2 * self.gate) * values,
+            cheap_split=(1 + self.gate) * values,
+        )
+
+    def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
+        """The chunked form: scores and mixing inside a chunk, then states written and read."""
+        chunk = min(self.chunk, seq_len)
+        seen = (chunk + 1) / 2 if causal else chunk
+        return 2 * seen * self.n_heads * (self.d_key + self.d_value) + self.decode_flops(seq_len)
+
+    def decode_flops(self, position: float) -> float:
+        """The recurrence: every state value written and read once."""
+        return 4 * self.n_heads * self.d_key * self.d_value
+
+    def cache_values(self, seq_len: float) -> float:
+        return self.n_heads * self.d_key * self.d_value
+
+    @property
+    def cache_pieces(self) -> int:
+        return self.n_heads
