@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from nachim.spec import UserError
-from nachim.spec.disk import locked, replacing, write_text
+from nachim.spec.disk import locked, read_json, replacing, write_text
 
 HOLD = """
 import sys
@@ -123,3 +123,23 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
             holder.kill()
     with locked(lock, patience=10):
         pass
+
+
+def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path):
+    path = tmp_path / "a.txt"
+    code = f"import os, signal; from nachim.spec.disk import replacing\nwith replacing({str(path)!r}) as t:\n" + (
+        "    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    (left,) = os.listdir(tmp_path)
+    mine = tmp_path / f".a.txt.{os.getppid()}.tmp"  # of a process that lives
+    mine.write_text("still being written")
+    write_text(path, "whole")
+    assert left.endswith(".tmp") and sorted(os.listdir(tmp_path)) == sorted([mine.name, "a.txt"])
+
+
+def test_broken_json_is_said_with_what_to_do(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text('{"loss": ')
+    with pytest.raises(UserError, match=rf"{path} cannot be read \(.*\): remove it"):
+        read_json(path)

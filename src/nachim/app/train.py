@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import runpy
+import types
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ from nachim.app.ask import CACHE, open_study
 from nachim.app.report import write_report
 from nachim.app.view import TerminalView
 from nachim.spec import Run, UserError
+from nachim.spec.error import nearest
 
 
 def train(
@@ -22,10 +25,11 @@ def train(
 ) -> int:
     """Train one run, safe to kill at any time: the same command goes on from the last checkpoint, bit for bit.
 
-    RUN is a run.json (every run folder holds one; --out says where to train), or the folder of a study whose forecast
-    is sealed: its target is trained and the verdict given.
+    RUN is a run.json (every run folder holds one; --out says where to train), a Python file whose function `run`
+    returns a Run (FILE.py:NAME calls another; see recipes/), or the folder of a study whose forecast is sealed: its
+    target is trained and the verdict given.
 
-    Example: nachim train runs/stdlib-10min-trunks-s0
+    Example: nachim train recipes/stdlib.py --out runs/first
     """
     with TerminalView() as view:
         if source.is_dir() and not (source / "run.json").exists():
@@ -39,17 +43,41 @@ def train(
 
 
 def _train_file(source: Path, out: Path | None, view: TerminalView) -> dict[str, Any]:
+    import torch
+
     from nachim.lab.launch.local import event_of
     from nachim.lab.work import Place, carry_out
 
-    run = Run.load(source / "run.json" if source.is_dir() else source)
+    run = run_of(source)
     if out is None and not source.is_dir():
         raise UserError(f"say where to train {source}: add --out DIR")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    place = Place(cache=CACHE, threads=threads)
+    place = Place(cache=CACHE, device="cuda" if torch.cuda.is_available() else "cpu", threads=threads)
     view.stage("training")
 
     def on_step(run: Run, step: int, loss: float) -> None:
         view.event(event_of("run", run, step, loss, threads))
 
     return carry_out(run, out or source, place, on_step)
+
+
+def run_of(source: Path) -> Run:
+    """The run that `source` names: a run.json, a folder with one, or a Python file (FILE.py, FILE.py:FUNCTION).
+
+    Raises UserError when there is none.
+    """
+    file, _, name = str(source).partition(".py:")
+    if source.suffix != ".py" and not name:
+        return Run.load(source / "run.json" if source.is_dir() else source)
+    path = Path(f"{file}.py") if name else source
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    known = runpy.run_path(str(path))
+    recipe = known.get(name or "run")
+    if not callable(recipe):
+        functions = [key for key, value in known.items() if isinstance(value, types.FunctionType)]
+        raise UserError(f"{path} has no function {name or 'run'!r}{nearest(name or 'run', functions)}")
+    run = recipe()
+    if not isinstance(run, Run):
+        raise UserError(f"{path}: {name or 'run'}() returns {run!r}, which is not a nachim.spec.Run")
+    return run

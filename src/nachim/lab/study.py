@@ -23,10 +23,10 @@ from nachim.data.prepared import Prepared
 from nachim.lab.forecast import choose_shape, forecast, open_seal, seal
 from nachim.lab.ladder import Design, Ladder, make_ladder
 from nachim.lab.launch.local import Event, carry_out_all, event_of
-from nachim.lab.recipe import Recipe
+from nachim.lab.recipe import Recipe, take_best
 from nachim.lab.size import REACH, Pace, Plan, chain_seconds, repeat, size, total, useful
 from nachim.lab.speed import measure_throughput
-from nachim.lab.store import observe, run_noise
+from nachim.lab.store import diverged, observe, run_noise
 from nachim.lab.verdict import judge
 from nachim.lab.work import Place, carry_out, result_of
 from nachim.law import Study as Reading
@@ -211,19 +211,28 @@ class Study:
         self.view.stage("sweep", plan.sweep_seconds)
         recipe = self.recipe()
         self._carry_out(plan.sweep, "sweep")
-        observed = observe(self.root / "sweep", plan.sweep.runs)
-        found = fit_transfer(observed)
-        edges = [name for name, edge in (("lr", found.lr_at_edge), ("batch", found.batch_at_edge)) if edge]
-        for name in edges:
-            self.view.say(f"the sweep's best {name} is at its edge: the law takes the edge")
-        swept = dataclasses.replace(
-            recipe, lr_factor=round(found.lr_factor, 4), batch_factor=round(found.batch_factor, 4)
-        )
+        swept = self._swept(plan.sweep, recipe)
         unique = prepare(self.question.data, self.cache).unique_tokens
         if not useful(plan, swept, unique):
             self.view.say("the sweep's best batch would leave runs of too few steps: the planned batch stays")
             swept = dataclasses.replace(swept, batch_factor=recipe.batch_factor)
         swept.save(path)
+
+    def _swept(self, tries: Ladder, recipe: Recipe) -> Recipe:
+        """`recipe` with the best rate and batch of the sweep `tries`; of runs that diverged, none is the best."""
+        observed = observe(self.root / "sweep", tries.runs)
+        if lost := diverged(self.root / "sweep", tries):
+            self.view.say(
+                f"{len(lost)} of the sweep's runs diverged ({', '.join(lost)}): the best of the others is taken"
+            )
+            return take_best(recipe, observed)
+        found = fit_transfer(observed)
+        for name, edge in (("lr", found.lr_at_edge), ("batch", found.batch_at_edge)):
+            if edge:
+                self.view.say(f"the sweep's best {name} is at its edge: the law takes the edge")
+        return dataclasses.replace(
+            recipe, lr_factor=round(found.lr_factor, 4), batch_factor=round(found.batch_factor, 4)
+        )
 
     def make_ladder(self, plan: Plan) -> Ladder:
         """The ladder of `plan` with the swept recipe, its repeated rung last."""

@@ -19,7 +19,7 @@ from nachim.lab.ladder import Chain, name_of
 from nachim.model import build
 from nachim.model.decoder import initialise
 from nachim.spec import Run
-from nachim.spec.disk import write_text
+from nachim.spec.disk import read_json, write_text
 from nachim.train import checkpoint
 from nachim.train.guard import Diverged
 from nachim.train.loop import Stage, train
@@ -94,8 +94,8 @@ def chain_end(start: Path) -> int:
 
 
 def result_of(out: Path) -> dict[str, Any]:
-    """The result of the finished run in `out`."""
-    return json.loads((out / "result.json").read_text(encoding="utf-8"))
+    """The result of the finished run in `out`. Raises UserError when it cannot be read."""
+    return read_json(out / "result.json")
 
 
 def next_token_loss(model: nn.Module, x_BT: Tensor) -> Tensor:

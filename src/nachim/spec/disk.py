@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
+import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nachim.spec.error import UserError
 
@@ -37,6 +40,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     with full_disk_is_an_error(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _clear_up(path)
             yield temporary
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
@@ -45,10 +49,36 @@ def replacing(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _clear_up(path: Path) -> None:
+    """Remove what processes that died while replacing `path` left beside it."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        owner = stale.name.split(".")[-2]
+        if owner.isdigit() and int(owner) != os.getpid() and not _lives(int(owner)):
+            stale.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` (UTF-8) to `path` atomically. Raises UserError when the disk refuses."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`. Raises UserError when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove it, and run the same command again") from error
 
 
 @contextlib.contextmanager

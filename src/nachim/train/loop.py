@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nachim.spec import Run, UserError, diff
-from nachim.spec.disk import locked, write_text
+from nachim.spec.disk import locked, read_json, write_text
 from nachim.train import checkpoint
 from nachim.train.checkpoint import Progress
 from nachim.train.guard import Guard
@@ -55,7 +55,7 @@ def train(
     with locked(out / "lock"):
         result_path = out / "result.json"
         if result_path.exists():
-            return json.loads(result_path.read_text(encoding="utf-8"))
+            return read_json(result_path)
         model.to(stage.device)
         sitting = _Sitting(run, Stepper(run, model, loss), batches, validate, out, stage)
         gc.collect()

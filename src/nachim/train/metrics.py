@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nachim.spec import UserError
 from nachim.spec.disk import replacing
 
 SCHEMA = pa.schema(
@@ -29,9 +30,12 @@ class Metrics:
     """Rows in memory, written whole and atomically at each `flush`."""
 
     def __init__(self, path: Path, steps: int) -> None:
-        """Take up the rows of the first `steps` steps of an earlier sitting, if `path` holds any."""
+        """Take up the rows of the first `steps` steps of an earlier sitting, if `path` holds any.
+
+        Raises UserError when `path` cannot be read.
+        """
         self.path = path
-        rows = pq.read_table(path).to_pylist() if steps and path.exists() else []
+        rows = _read(path) if steps and path.exists() else []
         self.rows: list[dict[str, float | None]] = [row for row in rows if row["step"] <= steps]
 
     def add(self, **row: float | None) -> None:
@@ -49,3 +53,10 @@ class Metrics:
             if row.get("validation_loss") is not None:
                 return {"loss": row["validation_loss"], **({} if row["bpb"] is None else {"bpb": row["bpb"]})}
         return {}
+
+
+def _read(path: Path) -> list[dict[str, float | None]]:
+    try:
+        return pq.read_table(path).to_pylist()
+    except pa.ArrowException as error:
+        raise UserError(f"{path} cannot be read ({error}): remove the run's folder to train it afresh") from error
