@@ -39,7 +39,8 @@ class Device(Part):
 
     Peaks are dense (without sparsity); None where the device has no units for the type. `sustained` is the share of
     the peak that large matrix multiplications reach. `link_*` reach the other devices of a node of `node_devices`, one
-    direction; `network_*` reach other nodes. `watts` is the draw under load of the device and its share of the node.
+    direction; `network_*` reach other nodes. `watts` is the draw under load of the device and its share of the node;
+    it and the price are None where nobody knows them, as on a machine that was measured: no energy or money follows.
     """
 
     name: str
@@ -56,16 +57,17 @@ class Device(Part):
     link_latency: float = 0.0
     network_bandwidth: float | None = None
     network_latency: float = 0.0
-    watts: float
-    dollars_per_hour: float
+    watts: float | None = None
+    dollars_per_hour: float | None = None
     sources: tuple[str, ...] = ()
 
     def check(self) -> None:
-        names = ("fp32_flops", "bf16_flops", "sustained", "memory_bytes", "memory_bandwidth", "node_devices", "watts")
-        self.require_positive(*names)
+        names = ("fp32_flops", "bf16_flops", "sustained", "memory_bytes", "memory_bandwidth", "node_devices")
+        optional = ("fp8_flops", "int8_flops", "link_bandwidth", "network_bandwidth", "watts")
+        self.require_positive(*names, *(name for name in optional if getattr(self, name) is not None))
         if self.sustained > 1:
             self.refuse("sustained", f"is {self.sustained}; it is a share of the peak, at most 1")
-        if self.dollars_per_hour < 0:
+        if self.dollars_per_hour is not None and self.dollars_per_hour < 0:
             self.refuse("dollars_per_hour", f"is {self.dollars_per_hour}; it must not be negative")
 
     def peak(self, precision: Literal["fp32", "bf16", "fp8", "int8"]) -> float:
