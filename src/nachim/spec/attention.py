@@ -51,11 +51,18 @@ class Attention(Mixer):
         return biases + 2 * self.d_head * self.qk_norm
 
     def saved(self, d_model: int) -> Saved:
+        """As torch's autograd keeps them: the projections as one tensor, which the values are a view of, then queries
+        and keys as they enter the kernel, its sums (one a head), and its output as heads and as rows."""
         queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
         projected = queries + (2 + self.previous_key) * keys
-        remade = (queries + keys) * (1 + self.qk_norm)  # normalised and turned queries and keys
+        shifted = keys * (self.previous_key and self.qk_norm)
+        remade = queries + keys + shifted + queries
         return Saved(
-            whole=2 * d_model, cheap_whole=d_model, split=projected + remade + queries, cheap_split=projected + remade
+            whole=2 * d_model,
+            cheap_whole=d_model,
+            split=projected + remade + queries + self.n_heads,
+            cheap_split=remade,
+            normed=(queries + keys) * self.qk_norm,
         )
 
     def keys(self, seq_len: float, causal: bool = False) -> float:

@@ -48,12 +48,14 @@ class Saved:
     `whole` stand on every device of a tensor-parallel group (sequence parallelism cuts them), `split` are cut by it.
     `cheap_whole` and `cheap_split` are the part of each that selective recomputation makes again from the others:
     outputs of norms, activations and products, never of a matrix multiplication (arXiv 2205.05198, sec. 5).
+    `normed` come out of norms inside the part; a norm computed by several kernels keeps them once more.
     """
 
     whole: float
     split: float
     cheap_whole: float = 0.0
     cheap_split: float = 0.0
+    normed: float = 0.0
 
     def __add__(self, other: Saved) -> Saved:
         return Saved(
@@ -61,6 +63,7 @@ class Saved:
             split=self.split + other.split,
             cheap_whole=self.cheap_whole + other.cheap_whole,
             cheap_split=self.cheap_split + other.cheap_split,
+            normed=self.normed + other.normed,
         )
 
 

@@ -90,12 +90,12 @@ class MoE(FFN):
             found.append(Matrix(d_model, 1))
         return tuple(found)
 
+    def routed(self, d_model: int) -> Saved:
+        """What the experts a token is sent to keep: it is gathered once for each of them, and scattered back."""
+        width = self.active * self.d_ff
+        return Saved(whole=2 * self.active * d_model, split=4 * width, cheap_split=2 * width)
+
     def saved(self, d_model: int) -> Saved:
-        """A routed token is gathered once for each of its experts, and scattered back."""
-        met = self.active + self.shared
-        return Saved(
-            whole=(2 + 2 * self.active) * d_model + 2 * self.experts,
-            cheap_whole=d_model,
-            split=4 * self.d_ff * met,
-            cheap_split=2 * self.d_ff * met,
-        )
+        width = self.shared * self.d_ff
+        here = Saved(whole=2 * d_model + 2 * self.experts, cheap_whole=d_model, split=4 * width, cheap_split=2 * width)
+        return here + self.routed(d_model)
