@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from nachim.spec import (
     BPE,
+    MLA,
+    MLP,
     WSD,
     AdamW,
     Attention,
+    Cluster,
     Corpus,
     Cosine,
     Data,
     Decoder,
+    Device,
     Files,
+    GeGLU,
     HuggingFace,
+    LayerNorm,
+    Learned,
+    LinearAttention,
     Machine,
+    Mamba,
+    Mamba2,
+    MixtureOfDepths,
+    MoE,
     MultiStep,
     Muon,
+    NoPosition,
     Part,
+    Pattern,
     RMSNorm,
     RoPE,
     Run,
@@ -28,6 +42,12 @@ from nachim.spec import (
 )
 
 ATTENTION = Attention(n_heads=4, n_kv_heads=2, d_head=8, qk_norm=True, previous_key=True)
+LOCAL = Attention(n_heads=4, n_kv_heads=2, d_head=8, qk_norm=True, previous_key=True, window=6, bias="all")
+LATENT = MLA(n_heads=4, d_head=8, rank=12, rope_dim=4, q_rank=16, d_value=6)
+STATE = Mamba(d_inner=64, d_state=5, dt_rank=3, d_conv=3, inner_norm=True)
+HEADED_STATE = Mamba2(n_heads=4, d_head=8, d_state=6, n_groups=2, d_conv=3, chunk=4)
+LINEAR = LinearAttention(n_heads=4, d_key=6, d_value=8, gate=False, decay_rank=3, chunk=4)
+EXPERTS = MoE(d_ff=16, experts=6, active=2, shared=1, shared_gate=True)
 MODEL = Decoder(
     vocab_size=300,
     d_model=32,
@@ -65,13 +85,67 @@ MACHINE = Machine(
     bf16_one_thread=1e12,
     bf16_all=2e12,
 )
+DEVICE = Device(
+    name="card",
+    kind="cuda",
+    fp32_flops=1e12,
+    bf16_flops=2e12,
+    fp8_flops=4e12,
+    int8_flops=5e12,
+    sustained=0.5,
+    memory_bytes=1e9,
+    memory_bandwidth=1e11,
+    node_devices=4,
+    link_bandwidth=1e10,
+    link_latency=1e-6,
+    network_bandwidth=1e9,
+    network_latency=1e-5,
+    watts=100.0,
+    dollars_per_hour=1.0,
+    sources=("a datasheet",),
+)
+HYBRID = Decoder(
+    vocab_size=300,
+    d_model=32,
+    n_layers=5,
+    attention=Pattern(first=(LOCAL,), parts=(STATE, LATENT)),
+    ffn=Pattern(first=(MLP(d_ff=64, activation="relu2", bias=True),), parts=(EXPERTS, GeGLU(d_ff=48))),
+    norm=LayerNorm(eps=1e-4),
+    position=Learned(length=64),
+    tied=True,
+    sandwich=True,
+    depth=MixtureOfDepths(capacity=0.25, every=3),
+)
 OTHERS: tuple[Part, ...] = (
+    LOCAL,
+    LATENT,
+    STATE,
+    HEADED_STATE,
+    LINEAR,
+    EXPERTS,
+    *HYBRID.ffn.first,
+    HYBRID.ffn.parts[1],
+    HYBRID.attention,
+    HYBRID.norm,
+    HYBRID.position,
+    HYBRID.depth,
+    NoPosition(),
+    HYBRID,
+    DEVICE,
+    Cluster(device=DEVICE, count=8),
     Corpus(validation_bytes=9),
     Stdlib(validation_bytes=5, near_duplicates=True),
-    HuggingFace(name="a/b", config="en", split="validation", text_column="body"),
+    HuggingFace(
+        name="a/b",
+        config="en",
+        split="validation",
+        text_column="body",
+        validation_bytes=7,
+        near_duplicates=True,
+    ),
     HuggingFace(name="a/b"),
     Schedule(warmup_tokens=3),
-    Muon(lr=0.02, momentum=0.9),
+    Muon(lr=0.02, beta1=0.8, beta2=0.97, eps=1e-9, weight_decay=0.05, momentum=0.9),
     Cosine(warmup_tokens=64, final=0.2),
     MultiStep(warmup_tokens=128),
 )

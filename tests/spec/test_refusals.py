@@ -11,15 +11,21 @@ import pytest
 
 from nachim.spec import (
     BPE,
+    MLP,
     WSD,
     AdamW,
     Attention,
+    Cluster,
     Corpus,
     Cosine,
     Data,
     Decoder,
+    GeGLU,
+    Learned,
+    MixtureOfDepths,
     MultiStep,
     Part,
+    Pattern,
     RMSNorm,
     RoPE,
     Run,
@@ -28,7 +34,23 @@ from nachim.spec import (
     Validation,
     plain,
 )
-from tests.spec.examples import ATTENTION, DATA, MACHINE, MODEL, RUN, TRAIN, decoder
+from tests.spec.examples import (
+    ATTENTION,
+    DATA,
+    DEVICE,
+    EXPERTS,
+    HEADED_STATE,
+    HYBRID,
+    LATENT,
+    LINEAR,
+    LOCAL,
+    MACHINE,
+    MODEL,
+    RUN,
+    STATE,
+    TRAIN,
+    decoder,
+)
 
 HEADS = {"n_heads": 4, "n_kv_heads": 4, "d_head": 8}
 
@@ -70,7 +92,9 @@ def test_a_wrong_field_is_named(part, fields, said):
 
 
 def test_a_part_of_another_kind_is_named():
-    refused(lambda: decoder(ffn=RoPE()), "Decoder.ffn", "RoPE(theta=10000.0)", "not SwiGLU")
+    refused(lambda: decoder(ffn=RoPE()), "Decoder.ffn", "RoPE(theta=10000.0)", "not FFN | Pattern | None")
+    refused(lambda: dataclasses.replace(MODEL, attention=SwiGLU(d_ff=8)), "Decoder.attention", "not Mixer | Pattern")
+    refused(lambda: Pattern(parts=[ATTENTION]), "Pattern.parts", "not tuple[Part, ...]")
     refused(lambda: dataclasses.replace(TRAIN, precision="fp16"), "Train.precision", "'fp16'", "fp32", "bf16")
     refused(lambda: dataclasses.replace(TRAIN, micro_batch_tokens="8"), "Train.micro_batch_tokens", "'8'")
     refused(lambda: Decoder.from_json(RUN.to_json()), "expected a Decoder", "found a Run")
@@ -176,6 +200,68 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     ],
 )
 def test_values_that_make_no_sense_are_refused(make, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        make()
+
+
+def hybrid(**changes: object) -> Decoder:
+    """The example with patterns, with other fields."""
+    return dataclasses.replace(HYBRID, **changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: dataclasses.replace(LOCAL, window=0), "Attention.window is 0; it must be at least 1, or None for"),
+        (lambda: dataclasses.replace(LOCAL, bias="some"), "Attention.bias is 'some', which is not Literal"),
+        (lambda: dataclasses.replace(LATENT, rank=0), "MLA.rank is 0; it must be above 0"),
+        (lambda: dataclasses.replace(LATENT, q_rank=0), "MLA.q_rank is 0; it must be above 0"),
+        (lambda: dataclasses.replace(LATENT, d_value=-1), "MLA.d_value is -1; it must be above 0"),
+        (lambda: dataclasses.replace(LATENT, rope_dim=3), "MLA.rope_dim is 3; RoPE turns pairs, so it must be even"),
+        (lambda: dataclasses.replace(STATE, dt_rank=0), "Mamba.dt_rank is 0; it must be above 0"),
+        (lambda: dataclasses.replace(HEADED_STATE, n_groups=3), "Mamba2.n_groups is 3; it must divide n_heads=4"),
+        (lambda: dataclasses.replace(HEADED_STATE, chunk=0), "Mamba2.chunk is 0; it must be above 0"),
+        (lambda: dataclasses.replace(LINEAR, d_key=0), "LinearAttention.d_key is 0; it must be above 0"),
+        (lambda: dataclasses.replace(LINEAR, decay_rank=0), "LinearAttention.decay_rank is 0; it must be above 0"),
+        (lambda: MLP(d_ff=0), "MLP.d_ff is 0; it must be above 0"),
+        (lambda: MLP(d_ff=8, activation="tanh"), "MLP.activation is 'tanh', which is not Literal"),
+        (lambda: GeGLU(d_ff=-8), "GeGLU.d_ff is -8; it must be above 0"),
+        (lambda: dataclasses.replace(EXPERTS, active=7), "MoE.active is 7; there are only experts=6"),
+        (lambda: dataclasses.replace(EXPERTS, experts=0), "MoE.experts is 0; it must be above 0"),
+        (lambda: dataclasses.replace(EXPERTS, shared=-1), "MoE.shared is -1; it must not be negative"),
+        (lambda: Learned(length=0), "Learned.length is 0; it must be above 0"),
+        (lambda: MixtureOfDepths(capacity=0), "MixtureOfDepths.capacity is 0.0; it must be above 0 and at most 1"),
+        (lambda: MixtureOfDepths(capacity=1.5), "MixtureOfDepths.capacity is 1.5; it must be above 0 and at most 1"),
+        (lambda: MixtureOfDepths(every=0), "MixtureOfDepths.every is 0; it must be above 0"),
+        (lambda: Pattern(parts=()), "Pattern.parts is empty; a pattern needs at least one part"),
+        (
+            lambda: hybrid(n_layers=4),
+            "Pattern.parts has 2 after 1 at the beginning; they do not fill 4 layers evenly",
+        ),
+        (
+            lambda: hybrid(n_layers=1),
+            "Pattern.parts has 2 after 1 at the beginning; they do not fill 1 layers evenly",
+        ),
+        (
+            lambda: hybrid(attention=Pattern(parts=(SwiGLU(d_ff=8),))),
+            "Decoder.attention has a pattern with SwiGLU(d_ff=8), which is not Mixer",
+        ),
+        (
+            lambda: hybrid(ffn=Pattern(first=(RoPE(),), parts=(EXPERTS,))),
+            "Decoder.ffn has a pattern with RoPE(theta=10000.0), which is not FFN",
+        ),
+        (
+            lambda: hybrid(attention=dataclasses.replace(LOCAL, d_head=7), position=RoPE()),
+            "Decoder.attention has d_head=7; RoPE turns pairs, so it must be even",
+        ),
+        (lambda: dataclasses.replace(DEVICE, sustained=1.5), "Device.sustained is 1.5; it is a share of the peak"),
+        (lambda: dataclasses.replace(DEVICE, memory_bytes=0), "Device.memory_bytes is 0.0; it must be above 0"),
+        (lambda: dataclasses.replace(DEVICE, dollars_per_hour=-1), "Device.dollars_per_hour is -1.0; it must not be"),
+        (lambda: dataclasses.replace(DEVICE, fp8_flops=None).peak("fp8"), "card has no units for fp8"),
+        (lambda: Cluster(device=DEVICE, count=0), "Cluster.count is 0; it must be above 0"),
+    ],
+)
+def test_parts_of_a_block_and_devices_that_make_no_sense_are_refused(make, said):
     with pytest.raises(UserError, match=re.escape(said)):
         make()
 

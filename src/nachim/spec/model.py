@@ -61,7 +61,9 @@ class Decoder(Part):
         """Every layer, first to last. Raises UserError when a pattern does not fill them, or has a wrong part."""
         mixers, ffns = self._over("attention", Mixer), self._over("ffn", FFN)
         shares = [1.0 if self.depth is None else self.depth.share(layer) for layer in range(self.n_layers)]
-        return tuple(Block(*parts) for parts in zip(mixers, ffns, shares, strict=True))
+        layers = tuple(zip(mixers, ffns, shares, strict=True))
+        made = {(id(mixer), id(ffn), share): Block(mixer, ffn, share) for mixer, ffn, share in layers}
+        return tuple(made[id(mixer), id(ffn), share] for mixer, ffn, share in layers)
 
     def _over(self, field: str, kind: type[Layer]) -> tuple[Layer | None, ...]:
         value = getattr(self, field)
@@ -76,7 +78,11 @@ class Decoder(Part):
     @functools.cached_property
     def kinds(self) -> dict[Block, int]:
         """How many layers there are of each kind."""
-        return dict(Counter(self.blocks))
+        times = Counter(map(id, self.blocks))  # few objects stand for many layers, and comparing parts is slow
+        found: Counter[Block] = Counter()
+        for block in {id(block): block for block in self.blocks}.values():
+            found[block] += times[id(block)]
+        return dict(found)
 
     def norm_params(self, block: Block) -> int:
         """Parameters of the norms of one layer."""

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -45,8 +46,8 @@ class Part:
                 value = float(value)
                 object.__setattr__(self, name, value)
             if not _fits(value, hint):
-                wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-                wanted = "a finite number" if hint is float else wanted.replace("nachim.spec.", "")
+                wanted = hint.__name__ if isinstance(hint, type) else re.sub(r"[\w.]+\.(\w+)", r"\1", str(hint))
+                wanted = "a finite number" if hint is float else wanted
                 self.refuse(name, f"is {value!r}, which is not {wanted}")
         self.check()
 
