@@ -82,6 +82,7 @@ def summarise(reading: Study, runs: Observations, unseen: Observations | None) -
         "rollout_error": dict(reading.errors),
         "noise": 100 * reading.noise,
         "conformal_factor": reading.factor,
+        "spread": _spread(reading),
         "isoflop": second,
         "regime": reading.regime
         and {"flops": reading.regime.flops, "percent": reading.regime.percent, "reason": str(reading.regime)},
@@ -90,6 +91,16 @@ def summarise(reading: Study, runs: Observations, unseen: Observations | None) -
         "seconds": best.seconds,
         "warnings": _warnings(reading),
     }
+
+
+def _spread(reading: Study) -> dict[str, Any]:
+    """What gives a forecast from this law its interval: see `nachim.law.published.Spread`."""
+    best, units = reading.fit, reading.fit.sample.units
+    theta = best.law.coefficients(reading.refits[best.law.name], units)
+    log_a = np.log(theta["A"]) - theta["alpha"] * np.log(units.x)
+    log_b = np.log(theta["B"]) - theta["beta"] * np.log(units.tokens)
+    powers = [theta[name] for name in ("alpha", "beta", "k") if name in theta]
+    return {"x": units.x, "tokens": units.tokens, "covariance": np.cov([theta["E"], log_a, log_b, *powers]).tolist()}
 
 
 def _held_out(reading: Study, unseen: Observations) -> dict[str, float]:

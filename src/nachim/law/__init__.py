@@ -4,16 +4,52 @@
     reading = study(read("runs.csv"))
     loss, low, high = reading.predict(x=5e9, tokens=1e11)
 
-Never imports torch.
+Never imports torch. Its names are found when they are first asked for, so that a module of pure Python, such as
+`nachim.law.published`, can be had without numpy and scipy.
 """
 
-from nachim.law.fit import Fit, fit
-from nachim.law.forms import LAWS, Chinchilla, Coupled, Law, Scale, law_named
-from nachim.law.isoflop import IsoFlop, isoflop
-from nachim.law.observe import Observations, concat, read
-from nachim.law.select import Regime, check_regime
-from nachim.law.study import Allocation, Study, study
-from nachim.law.transfer import Transfer, batch_opt, data_opt, fit_transfer, lr_opt, model_opt
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nachim.law.fit import Fit, fit
+    from nachim.law.forms import LAWS, Chinchilla, Coupled, Law, Scale, law_named
+    from nachim.law.isoflop import IsoFlop, isoflop
+    from nachim.law.observe import Observations, concat, read
+    from nachim.law.select import Regime, check_regime
+    from nachim.law.study import Allocation, Study, study
+    from nachim.law.transfer import Transfer, batch_opt, data_opt, fit_transfer, lr_opt, model_opt
+
+_HOME = {
+    "Allocation": "study",
+    "Chinchilla": "forms",
+    "Coupled": "forms",
+    "Fit": "fit",
+    "IsoFlop": "isoflop",
+    "LAWS": "forms",
+    "Law": "forms",
+    "Observations": "observe",
+    "Regime": "select",
+    "Scale": "forms",
+    "Study": "study",
+    "Transfer": "transfer",
+    "batch_opt": "transfer",
+    "check_regime": "select",
+    "concat": "observe",
+    "data_opt": "transfer",
+    "fit": "fit",
+    "fit_transfer": "transfer",
+    "isoflop": "isoflop",
+    "law_named": "forms",
+    "lr_opt": "transfer",
+    "model_opt": "transfer",
+    "read": "observe",
+    "study": "study",
+}
 
 __all__ = [
     "LAWS",
@@ -41,3 +77,25 @@ __all__ = [
     "read",
     "study",
 ]
+
+
+class _Names(types.ModuleType):
+    """`fit`, `study` and `isoflop` are functions here and modules below: a module that is loaded must not hide one."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Names
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

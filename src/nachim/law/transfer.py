@@ -11,6 +11,7 @@ import numpy as np
 
 from nachim.law.forms import Array
 from nachim.law.observe import Observations
+from nachim.law.published import BATCH_OPT, DATA_OPT, LR_OPT, MODEL_OPT
 from nachim.law.select import budgets
 from nachim.spec.error import UserError
 
@@ -19,22 +20,22 @@ FEWEST = 3
 
 def batch_opt(flops: Array | float) -> Array:
     """Optimal batch in *tokens*: 0.2920·C^0.3271 (arXiv 2401.02954 eq. 1)."""
-    return np.asarray(0.2920 * np.asarray(flops, float) ** 0.3271)
+    return np.asarray(BATCH_OPT(np.asarray(flops, float)))
 
 
 def lr_opt(flops: Array | float) -> Array:
     """Optimal peak learning rate: 0.3118·C^-0.1250 (arXiv 2401.02954 eq. 1)."""
-    return np.asarray(0.3118 * np.asarray(flops, float) ** -0.1250)
+    return np.asarray(LR_OPT(np.asarray(flops, float)))
 
 
 def model_opt(flops: Array | float) -> Array:
     """Optimal model scale M in non-embedding FLOPs a token: 0.1715·C^0.5243 (arXiv 2401.02954 eq. 4)."""
-    return np.asarray(0.1715 * np.asarray(flops, float) ** 0.5243)
+    return np.asarray(MODEL_OPT(np.asarray(flops, float)))
 
 
 def data_opt(flops: Array | float) -> Array:
     """Optimal training tokens D: 5.8316·C^0.4757 (arXiv 2401.02954 eq. 4)."""
-    return np.asarray(5.8316 * np.asarray(flops, float) ** 0.4757)
+    return np.asarray(DATA_OPT(np.asarray(flops, float)))
 
 
 @dataclass(frozen=True)
