@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import multiprocessing
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
 
+from nachim.budget.layout import Job, Optimizer
+from nachim.budget.shape import shape
+from nachim.budget.step_cost import StepCost, fit_step_cost
 from nachim.budget.throughput import Throughput
 from nachim.lab.work import Place, next_token_loss, settle
 from nachim.model import build
 from nachim.model.decoder import initialise
-from nachim.spec import Run
+from nachim.spec import BPE, WSD, AdamW, Data, Muon, Run, Train
 from nachim.train.guard import Guard
-from nachim.train.step import Stepper
+from nachim.train.rates import on_threads
+from nachim.train.step import Stepper, StepStats
 
 WARM_STEPS = 2
+STEP_POINTS: tuple[tuple[int, int, int, Optimizer], ...] = (
+    (32, 512, 128, "adamw"),
+    (32, 4096, 128, "muon"),
+    (32, 2048, 512, "adamw"),
+    (64, 512, 128, "muon"),
+    (64, 2048, 128, "adamw"),
+    (128, 512, 128, "adamw"),
+    (128, 512, 128, "muon"),
+    (128, 2048, 512, "adamw"),
+    (128, 2048, 128, "muon"),
+    (256, 512, 128, "adamw"),
+    (256, 512, 128, "muon"),
+    (256, 2048, 128, "adamw"),
+)
+"""Widths of the family, tokens of a batch, lengths and optimizers that tell the works of a step from each other."""
+STEP_VOCAB = 512
 
 
 def measure_throughput(runs: Sequence[Run], place: Place, workers: int, seconds: float) -> Throughput:
@@ -50,6 +72,16 @@ def _time_one(run: Run, device: str, seconds: float) -> float:
 
     Not the median: a passing burst of other work is no reason to plan a smaller ladder.
     """
+    step = stepping(run, device)
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < WARM_STEPS + 3 or time.perf_counter() - began < seconds:
+        times.append(timed(step))
+    return float(np.quantile(times[WARM_STEPS:], 0.25)) / run.train.batch_tokens
+
+
+def stepping(run: Run, device: str) -> Callable[[], StepStats]:
+    """A function that takes one real optimizer step of `run` whenever it is called, on one batch of random tokens."""
     model = build(run.model, run.model.d_model)
     initialise(model, run.train.seed)
     model.to(device)
@@ -57,10 +89,46 @@ def _time_one(run: Run, device: str, seconds: float) -> float:
     stepper, guard = Stepper(run, model, next_token_loss), Guard(run.train.optimizer.lr)
     rows = run.train.batch_tokens // run.data.seq_len
     x_BT = torch.randint(run.model.vocab_size, (rows, run.data.seq_len + 1), device=device)
-    times: list[float] = []
+    count = itertools.count()
+    return lambda: stepper.take(next(count), x_BT, guard)
+
+
+def timed(step: Callable[[], object]) -> float:
+    """Seconds that `step` takes. On a GPU its optimizer is not waited for: the step before it makes up for that."""
     began = time.perf_counter()
-    while len(times) < WARM_STEPS + 3 or time.perf_counter() - began < seconds:
-        start = time.perf_counter()
-        stepper.take(len(times), x_BT, guard)
-        times.append(time.perf_counter() - start)
-    return float(np.quantile(times[WARM_STEPS:], 0.25)) / run.train.batch_tokens
+    step()
+    return time.perf_counter() - began
+
+
+def measure_step_cost(threads: int, seconds: float) -> StepCost:
+    """Rates of the works of a training step on `threads` threads of this CPU, in about `seconds` and a warm-up."""
+    jobs = [
+        Job(model=shape(width, STEP_VOCAB), seq_len=length, batch_tokens=batch, optimizer=optimizer, precision="fp32")
+        for width, batch, length, optimizer in STEP_POINTS
+    ]
+    with on_threads(threads):
+        times = step_seconds([stepping(run_of(job), "cpu") for job in jobs], seconds)
+    return fit_step_cost(list(zip(jobs, map(statistics.median, times), strict=True)), threads)
+
+
+def step_seconds(steps: Sequence[Callable[[], object]], seconds: float, rounds: int = 3) -> list[list[float]]:
+    """Seconds of every step taken by each of `steps`: in turns, at least `rounds`, for `seconds` in all."""
+    for step in steps:
+        step()
+    times: list[list[float]] = [[] for _ in steps]
+    began = time.perf_counter()
+    while len(times[0]) < rounds or time.perf_counter() - began < seconds:
+        for step, found in zip(steps, times, strict=True):
+            found.append(timed(step))
+    return times
+
+
+def run_of(job: Job) -> Run:
+    """A run of `job` by our own trainer, on any data. It is as long as a step: `stepping` takes as many as it likes."""
+    optimizer = {"adamw": AdamW, "muon": Muon}[job.optimizer](lr=1e-3)
+    tokens = job.batch * job.seq_len
+    return Run(
+        model=job.model,
+        data=Data(tokenizer=BPE(vocab_size=job.model.vocab_size), seq_len=job.seq_len),
+        train=Train(tokens=tokens, batch_tokens=tokens, optimizer=optimizer, schedule=WSD(), precision=job.precision),
+    )

@@ -1,0 +1,97 @@
+"""Seconds of a step: the works against what torch counts, and the rates against those that made the points."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nachim.budget.layout import Job
+from nachim.budget.shape import shape
+from nachim.budget.step_cost import TERMS, StepCost, fit_step_cost, orthogonal_flops, work
+from nachim.lab.speed import STEP_POINTS, STEP_VOCAB, run_of, step_seconds
+from nachim.model import build
+from nachim.spec import UserError
+from nachim.train.optimizer import build_optimizer
+
+
+def jobs():
+    """Those that `nachim measure` takes steps of."""
+    return [
+        Job(model=shape(width, STEP_VOCAB), seq_len=length, batch_tokens=batch, optimizer=optimizer, precision="fp32")
+        for width, batch, length, optimizer in STEP_POINTS
+    ]
+
+
+RATES = StepCost(
+    threads=2,
+    points=12,
+    error=0.0,
+    layers=1e-4,
+    matmul=1e-11,
+    mixing=2e-11,
+    values=3e-9,
+    logits=1e-8,
+    params=1e-9,
+    orthogonal=1.5e-11,
+)
+
+
+@pytest.mark.parametrize("width", [32, 96])
+def test_the_flop_of_muon_are_those_that_torch_counts(width):
+    spec = shape(width, STEP_VOCAB)
+    model = build(spec, width)
+    weights = dict(model.named_parameters())
+    run = run_of(Job(model=spec, seq_len=128, batch_tokens=128, optimizer="muon", precision="fp32"))
+    optimizer = build_optimizer(run.train.optimizer, weights)
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    assert counter.get_total_flops() == orthogonal_flops(spec)
+
+
+def test_the_works_of_a_step_are_those_of_the_model():
+    job = jobs()[0]
+    done, model = work(job), job.model
+    tokens = job.batch_tokens
+    assert done["matmul"] + done["mixing"] == tokens * (model.flops_per_token(128) + model.head_flops_per_token)
+    assert done["params"] == model.params_total and done["logits"] == tokens * STEP_VOCAB
+    assert done["orthogonal"] == 0.0 < work(dataclasses.replace(job, optimizer="muon"))["orthogonal"]
+    assert tuple(done) == TERMS
+
+
+def test_the_rates_that_made_the_points_are_found_again():
+    points = [(job, RATES.seconds(job)) for job in jobs()]
+    found = fit_step_cost(points, threads=2)
+    assert found.error < 1e-6 and found.points == len(STEP_POINTS) and found.threads == 2
+    for name in TERMS:
+        assert getattr(found, name) == pytest.approx(getattr(RATES, name), rel=1e-3)
+
+
+def test_no_rate_is_negative_when_the_points_are_noisy():
+    noisy = [(job, RATES.seconds(job) * (1.1 if i % 2 else 0.9)) for i, job in enumerate(jobs())]
+    found = fit_step_cost(noisy, threads=1)
+    assert all(getattr(found, name) >= 0 for name in TERMS)
+    assert 0 < found.error < 0.1
+
+
+def test_too_few_points_are_refused():
+    job = jobs()[0]
+    with pytest.raises(UserError, match="2 measured steps cannot fix 7 rates"):
+        fit_step_cost([(job, 1.0)] * 2, threads=1)
+
+
+def test_a_step_that_would_take_negative_time_is_no_part():
+    with pytest.raises(UserError, match=r"StepCost\.matmul is -1"):
+        dataclasses.replace(RATES, matmul=-1.0)
+
+
+def test_steps_take_turns_after_one_that_is_not_timed():
+    calls = []
+    times = step_seconds([lambda: calls.append("a"), lambda: calls.append("b")], seconds=0.0, rounds=2)
+    assert calls == ["a", "b"] * 3
+    assert [len(found) for found in times] == [2, 2] and all(math.isfinite(t) for found in times for t in found)
