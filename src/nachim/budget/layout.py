@@ -14,13 +14,19 @@ PipelineSchedule = Literal["gpipe", "1f1b", "interleaved", "zero-bubble"]
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Part):
-    """One training job: a model, the length of its sequences, its batch, and what its numbers are kept in."""
+    """One training job: a model, the length of its sequences, its batch, and what its numbers are kept in.
+
+    Below fp32 an fp32 copy of the weights is kept beside them. `fp32_gradients` sums gradients in fp32 too, as this
+    repository's loop does, and Megatron-LM by default with bf16; without it they have the precision of the weights,
+    which is the convention of the 16 bytes a parameter of arXiv 1910.02054, sec. 3.1.
+    """
 
     model: Decoder
     seq_len: int
     batch_tokens: int
     optimizer: Optimizer = "adamw"
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"
+    fp32_gradients: bool = True
 
     def check(self) -> None:
         self.require_positive("seq_len", "batch_tokens")

@@ -1,0 +1,202 @@
+"""Bytes that a training job takes on the fullest of its devices, counted part by part."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from nachim.budget.activations import CAPACITY, head_bytes, kept, logit_bytes, row_bytes, tokens_at_once
+from nachim.budget.layout import Job, Layout
+from nachim.budget.pipeline import in_flight, stage_blocks
+from nachim.budget.states import (
+    VALUE_BYTES,
+    Held,
+    States,
+    check_experts,
+    gradient_bytes,
+    held_by_stage,
+    states,
+    update_bytes,
+)
+from nachim.spec import MoE
+from nachim.spec.model import Block
+
+FRAGMENTATION = 0.15
+"""Share of what comes and goes (activations, logits, buffers) that torch's caching allocator for accelerators loses to
+gaps: the mean over eight language models of arXiv 2401.08156 (abstract; 33 % at worst)."""
+
+Kind = Literal["cpu", "cuda", "rocm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on the fullest device at the fullest moment of a step; `host` is what offloading moves to host memory.
+
+    `stage` is that device's pipeline stage, from 0, and `moment` when it is fullest: "loss" (a forward pass has just
+    ended), "backward" (it goes back through the first layer it meets), "gradients" (it has come to the last) or
+    "update" (of the weights).
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    master: int
+    activations: int
+    logits: int
+    buffers: int
+    fragmentation: int
+    host: int
+    stage: int
+    moment: str
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device."""
+        held = self.weights + self.gradients + self.optimizer + self.master
+        return held + self.activations + self.logits + self.buffers + self.fragmentation
+
+    def as_dict(self) -> dict[str, int | str]:
+        """Plain values for JSON, the total included."""
+        return dataclasses.asdict(self) | {"total": self.total}
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One pipeline stage: its layers of each kind, and what else stands on it."""
+
+    index: int
+    blocks: dict[Block, int]
+    first: bool
+    last: bool
+    flights: float
+
+
+def memory(job: Job, layout: Layout, kind: Kind = "cuda") -> Memory:
+    """Bytes of `job` laid out as `layout` on devices of `kind`.
+
+    States follow arXiv 1910.02054, activations what the parts declare they keep (arXiv 2205.05198's accounting with a
+    kernel that keeps no score matrix), the logits what the fp32 loss of this repository makes. One device frees its
+    gradients every step and holds none in the first forward pass; several keep their buffers. Raises UserError when
+    layers or experts cannot be dealt out.
+    """
+    check_experts(job, layout)
+    return max((_fullest(stage, job, layout, kind) for stage in _stages(job, layout)), key=lambda found: found.total)
+
+
+def _stages(job: Job, layout: Layout) -> Iterator[_Stage]:
+    """The stages that can be the fullest: of equal ones the first, which holds the most micro-batches."""
+    seen = set()
+    stages = stage_blocks(job.model, layout)
+    for index, layers in enumerate(stages):
+        first, last = index == 0, index == len(stages) - 1
+        blocks = Counter(layers)
+        if (what := (first, last, frozenset(blocks.items()))) not in seen:
+            seen.add(what)
+            yield _Stage(index, dict(blocks), first, last, in_flight(layout, index, layout.micro_batches(job)))
+
+
+def _fullest(stage: _Stage, job: Job, layout: Layout, kind: Kind) -> Memory:
+    """One stage at its fullest moment."""
+    held = held_by_stage(job.model, stage.blocks, layout, stage.first, stage.last)
+    state = states(held, job, layout)
+    host = (state.optimizer + state.master) * layout.offload
+    found = []
+    for moment in _moments(stage, held, state, job, layout, kind):
+        moving = moment.activations + moment.logits + moment.buffers
+        found.append(
+            Memory(
+                weights=round(state.weights),
+                gradients=round(moment.gradients),
+                optimizer=round(state.optimizer * (not layout.offload)),
+                master=round(state.master * (not layout.offload)),
+                activations=round(moment.activations),
+                logits=round(moment.logits),
+                buffers=round(moment.buffers),
+                fragmentation=round(moving * FRAGMENTATION * (kind != "cpu")),
+                host=round(host + moment.host),
+                stage=stage.index,
+                moment=moment.name,
+            )
+        )
+    return max(found, key=lambda memory: memory.total)
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What stands beside weights and optimizer state at one moment, in bytes."""
+
+    name: str
+    gradients: float
+    activations: float = 0.0
+    logits: float = 0.0
+    buffers: float = 0.0
+    host: float = 0.0
+
+
+def _moments(stage: _Stage, held: Held, state: States, job: Job, layout: Layout, kind: Kind) -> Iterator[_Moment]:
+    """The four moments between which memory rises and falls steadily: layers free as much as gradients take."""
+    value = VALUE_BYTES[job.precision]
+    alone = layout.devices == 1
+    stays = not alone or layout.micro_batches(job) > 1
+    standing = state.gradients if stays else 0.0
+    layers = {block: kept(block, job, layout, kind) for block in stage.blocks}
+    stored = sum(times * layers[block].stored for block, times in stage.blocks.items())
+    one = max(layer.stored for layer in layers.values())
+    back = max(layer.working + layer.remade for layer in layers.values())
+    here, away = _placed(stored * stage.flights, one, layout)
+    traffic = _traffic(stage, held, job, layout)
+    if stage.last:
+        loss = {"logits": logit_bytes(job, layout, stage.flights), "host": away}
+        head = head_bytes(job, layout, kind) * stage.flights
+        yield _Moment("loss", standing, here + head, buffers=traffic, **loss)
+    head_gradient = stage.last * job.model.vocab_size * job.model.d_model / layout.tp * value if alone else 0.0
+    yield _Moment("backward", standing + head_gradient * (not stays), here, buffers=back + traffic, host=away)
+    fresh = _fresh(held, job, stays) if alone else 0.0
+    here, away = _placed(stored * (stage.flights - 1) + one, one, layout)
+    yield _Moment("gradients", standing + fresh, here, buffers=back + traffic, host=away)
+    update = update_bytes(job, stage.blocks.items(), layout, kind)
+    yield _Moment("update", state.gradients, buffers=update)
+
+
+def _fresh(held: Held, job: Job, stays: bool) -> float:
+    """Bytes of gradients that one device's backward pass makes beside the sums: all of them where there are no sums
+    yet, or where the sums are of another precision; else one unit at a time, added as it comes."""
+    value = VALUE_BYTES[job.precision]
+    every = not stays or gradient_bytes(job) != value
+    return value * (held.total if every else held.unit)
+
+
+def _placed(stored: float, one: float, layout: Layout) -> tuple[float, float]:
+    """Bytes of stored activations on the device and in host memory: offloading leaves the layer in work and the one on
+    its way."""
+    if not layout.offload:
+        return stored, 0.0
+    here = min(stored, 2 * one)
+    return here, stored - here
+
+
+def _traffic(stage: _Stage, held: Held, job: Job, layout: Layout) -> float:
+    """Bytes of what is sent or received while layers work."""
+    value, tokens = VALUE_BYTES[job.precision], tokens_at_once(job, layout)
+    row = tokens * row_bytes(job, layout)
+    found = 0.0
+    if layout.dp * layout.cp > 1:
+        found += value * held.unit  # gradients of one block, as they come
+        if layout.zero >= 2:
+            found += gradient_bytes(job) * held.unit  # what is reduced and scattered
+        if layout.zero == 3:
+            found += 2 * value * held.unit  # the block in work and the next, gathered
+    if layout.tp > 1 and layout.sequence_parallel:
+        found += row * layout.tp  # one layer's input, gathered
+    if layout.pp > 1:
+        found += 2 * row  # activations one way, gradients the other
+    if layout.cp > 1:
+        cache = max(block.mixer.cache_values(tokens) for block in stage.blocks)
+        found += 2 * value * cache / layout.tp  # keys and values in work, and those arriving
+    if layout.ep > 1:
+        rows = max((block.ffn.active for block in stage.blocks if isinstance(block.ffn, MoE)), default=0)
+        found += CAPACITY * rows * row  # tokens on their way to their experts
+    return found
