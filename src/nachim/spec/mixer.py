@@ -113,7 +113,10 @@ class Mamba2(Mixer):
         return inside + self.decode_flops(seq_len)
 
     def decode_flops(self, position: float) -> float:
-        """The recurrence: convolution, then every state value written and read once."""
+        """The recurrence: convolution, then every state value written and read once; its decay is not counted.
+
+        A decay is to a state what softmax is to attention: elementwise, and outside M.
+        """
         return 2 * self.d_conv * (self.d_inner + self.shared) + 4 * self.d_state * self.d_inner
 
     def cache_values(self, seq_len: float) -> float:
@@ -175,7 +178,7 @@ class LinearAttention(Mixer):
         return 2 * seen * self.n_heads * (self.d_key + self.d_value) + self.decode_flops(seq_len)
 
     def decode_flops(self, position: float) -> float:
-        """The recurrence: every state value written and read once."""
+        """The recurrence: every state value written and read once; its decay is not counted."""
         return 4 * self.n_heads * self.d_key * self.d_value
 
     def cache_values(self, seq_len: float) -> float:
