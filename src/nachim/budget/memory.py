@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +18,7 @@ from nachim.budget.states import (
     check_experts,
     gradient_bytes,
     held_by_stage,
+    offloaded,
     states,
     update_bytes,
 )
@@ -83,82 +84,89 @@ def memory(job: Job, layout: Layout, kind: Kind = "cuda") -> Memory:
     layers or experts cannot be dealt out.
     """
     check_experts(job, layout)
-    return max((_fullest(stage, job, layout, kind) for stage in _stages(job, layout)), key=lambda found: found.total)
+    found = (moment for stage in _stages(job, layout) for moment in _moments(stage, job, layout, kind))
+    return max(found, key=_Moment.total).counted()
 
 
 def _stages(job: Job, layout: Layout) -> Iterator[_Stage]:
     """The stages that can be the fullest: of equal ones the first, which holds the most micro-batches."""
-    seen = set()
+    seen: list[tuple[bool, bool, dict[Block, int]]] = []
     stages = stage_blocks(job.model, layout)
-    for index, layers in enumerate(stages):
-        first, last = index == 0, index == len(stages) - 1
-        blocks = Counter(layers)
-        if (what := (first, last, frozenset(blocks.items()))) not in seen:
-            seen.add(what)
-            yield _Stage(index, dict(blocks), first, last, in_flight(layout, index, layout.micro_batches(job)))
-
-
-def _fullest(stage: _Stage, job: Job, layout: Layout, kind: Kind) -> Memory:
-    """One stage at its fullest moment."""
-    held = held_by_stage(job.model, stage.blocks, layout, stage.first, stage.last)
-    state = states(held, job, layout)
-    host = (state.optimizer + state.master) * layout.offload
-    found = []
-    for moment in _moments(stage, held, state, job, layout, kind):
-        moving = moment.activations + moment.logits + moment.buffers
-        found.append(
-            Memory(
-                weights=round(state.weights),
-                gradients=round(moment.gradients),
-                optimizer=round(state.optimizer * (not layout.offload)),
-                master=round(state.master * (not layout.offload)),
-                activations=round(moment.activations),
-                logits=round(moment.logits),
-                buffers=round(moment.buffers),
-                fragmentation=round(moving * FRAGMENTATION * (kind != "cpu")),
-                host=round(host + moment.host),
-                stage=stage.index,
-                moment=moment.name,
-            )
-        )
-    return max(found, key=lambda memory: memory.total)
+    micro_batches = layout.micro_batches(job)
+    for index, blocks in enumerate(stages):
+        what = (index == 0, index == len(stages) - 1, blocks)
+        if what not in seen:
+            seen.append(what)
+            yield _Stage(index, blocks, what[0], what[1], in_flight(layout, index, micro_batches))
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """What stands beside weights and optimizer state at one moment, in bytes."""
+    """What stands on a stage's device at one moment, in bytes, and the `host` memory it needs."""
 
     name: str
+    stage: int
+    states: States
     gradients: float
     activations: float = 0.0
     logits: float = 0.0
     buffers: float = 0.0
     host: float = 0.0
+    lost: float = 0.0
+
+    def moving(self) -> float:
+        """Bytes that come and go."""
+        return self.activations + self.logits + self.buffers
+
+    def total(self) -> float:
+        """Bytes on the device, gaps included."""
+        held = self.states.weights + self.states.optimizer + self.states.master + self.gradients
+        return held + self.moving() * (1 + self.lost)
+
+    def counted(self) -> Memory:
+        """In whole bytes."""
+        return Memory(
+            weights=round(self.states.weights),
+            gradients=round(self.gradients),
+            optimizer=round(self.states.optimizer),
+            master=round(self.states.master),
+            activations=round(self.activations),
+            logits=round(self.logits),
+            buffers=round(self.buffers),
+            fragmentation=round(self.moving() * self.lost),
+            host=round(self.host),
+            stage=self.stage,
+            moment=self.name,
+        )
 
 
-def _moments(stage: _Stage, held: Held, state: States, job: Job, layout: Layout, kind: Kind) -> Iterator[_Moment]:
+def _moments(stage: _Stage, job: Job, layout: Layout, kind: Kind) -> Iterator[_Moment]:
     """The four moments between which memory rises and falls steadily: layers free as much as gradients take."""
-    value = VALUE_BYTES[job.precision]
+    held = held_by_stage(job.model, stage.blocks, layout, stage.first, stage.last)
+    state, host = offloaded(states(held, job, layout), layout)
+    moment = functools.partial(_Moment, stage=stage.index, states=state, lost=FRAGMENTATION * (kind != "cpu"))
     alone = layout.devices == 1
     stays = not alone or layout.micro_batches(job) > 1
-    standing = state.gradients if stays else 0.0
-    layers = {block: kept(block, job, layout, kind) for block in stage.blocks}
-    stored = sum(times * layers[block].stored for block, times in stage.blocks.items())
-    one = max(layer.stored for layer in layers.values())
-    back = max(layer.working + layer.remade for layer in layers.values())
-    here, away = _placed(stored * stage.flights, one, layout)
+    standing = state.gradients * stays
     traffic = _traffic(stage, held, job, layout)
+
+    layers = [(kept(block, job, layout, kind), times) for block, times in stage.blocks.items()]
+    stored = sum(times * layer.stored for layer, times in layers)
+    one = max(layer.stored for layer, _ in layers)
+    back = max(layer.working + layer.remade for layer, _ in layers) + traffic
+    here, away = _placed(stored * stage.flights, one, layout)
+    first = {"activations": here, "host": host + away}
     if stage.last:
-        loss = {"logits": logit_bytes(job, layout, stage.flights), "host": away}
         head = head_bytes(job, layout, kind) * stage.flights
-        yield _Moment("loss", standing, here + head, buffers=traffic, **loss)
-    head_gradient = stage.last * job.model.vocab_size * job.model.d_model / layout.tp * value if alone else 0.0
-    yield _Moment("backward", standing + head_gradient * (not stays), here, buffers=back + traffic, host=away)
-    fresh = _fresh(held, job, stays) if alone else 0.0
+        logits = logit_bytes(job, layout, stage.flights)
+        yield moment("loss", gradients=standing, logits=logits, buffers=traffic, **first | {"activations": here + head})
+    of_head = VALUE_BYTES[job.precision] * stage.last * job.model.vocab_size * job.model.d_model * (not stays)
+    yield moment("backward", gradients=standing + of_head, buffers=back, **first)
+    fresh = _fresh(held, job, stays) * alone
     here, away = _placed(stored * (stage.flights - 1) + one, one, layout)
-    yield _Moment("gradients", standing + fresh, here, buffers=back + traffic, host=away)
+    yield moment("gradients", gradients=standing + fresh, activations=here, buffers=back, host=host + away)
     update = update_bytes(job, stage.blocks.items(), layout, kind)
-    yield _Moment("update", state.gradients, buffers=update)
+    yield moment("update", gradients=state.gradients, buffers=update, host=host)
 
 
 def _fresh(held: Held, job: Job, stays: bool) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nachim.budget.layout import Job, Layout
 from nachim.spec import Decoder, MoE
@@ -101,6 +101,14 @@ def states(held: Held, job: Job, layout: Layout) -> States:
         optimizer=cut(dense, matrices[0] * held.experts, 1),
         master=4 * cut(held.dense, held.experts, 1) * (value < 4),
     )
+
+
+def offloaded(state: States, layout: Layout) -> tuple[States, float]:
+    """What stays on the device, and the bytes that `layout.offload` moves to the host: optimizer state and the fp32
+    weights, which the host then updates (arXiv 2101.06840, sec. 4)."""
+    if not layout.offload:
+        return state, 0.0
+    return replace(state, optimizer=0.0, master=0.0), state.optimizer + state.master
 
 
 def gradient_bytes(job: Job) -> int:
