@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.predicted import CASES, markdown, medians
 from nachim.budget.layout import Job
 from nachim.budget.shape import shape
 from nachim.budget.step_cost import TERMS, StepCost, fit_step_cost, orthogonal_flops, work
@@ -95,3 +96,25 @@ def test_steps_take_turns_after_one_that_is_not_timed():
     times = step_seconds([lambda: calls.append("a"), lambda: calls.append("b")], seconds=0.0, rounds=2)
     assert calls == ["a", "b"] * 3
     assert [len(found) for found in times] == [2, 2] and all(math.isfinite(t) for found in times for t in found)
+
+
+def test_what_the_bench_predicts_was_not_measured_before():
+    known = {(width, batch) for width, batch, _, _ in STEP_POINTS}
+    cases = CASES["cpu"]
+    assert len(cases) >= 12 and not known & {(width, batch) for width, batch, _ in cases}
+    assert {optimizer for _, _, optimizer in cases} == {"adamw", "muon"}
+
+
+def test_the_bench_says_its_errors_and_their_medians():
+    def row(error):
+        def pair():
+            return {"predicted": 1.0 + error, "measured": 1.0, "error": error}
+
+        about = {"shape": "2 x 32", "params": 60_128, "batch_tokens": 1024, "optimizer": "muon"}
+        return about | {"flops": pair(), "memory": pair(), "seconds by steps": pair(), "seconds by pace": pair()}
+
+    rows = [row(error) for error in (-0.1, 0.02, 0.3)]
+    assert medians(rows) == dict.fromkeys(("flops", "memory", "seconds by steps", "seconds by pace"), 0.1)
+    lines = markdown(rows).splitlines()
+    assert len(lines) == 6 and len({line.count("|") for line in lines}) == 1
+    assert lines[-1].count("10.0 %") == 4 and "+30.0 %" in lines[4]

@@ -138,7 +138,7 @@ def array_bytes(kind: str) -> int:
         sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
         cache = max((int(_read(path).rstrip("K") or 0) * 1024 for path in sizes), default=0)
     most = min(LARGEST_ARRAY, int(memory_bytes(kind)) // 12)
-    return max(BLOCK, min(max(2 * BLOCK, cache), most)) // 4096 * 4096
+    return max(BLOCK, min(max(4 * BLOCK, cache), most)) // 4096 * 4096
 
 
 def _read(path: Path) -> str:
