@@ -54,7 +54,7 @@ def test_deepseeks_table_of_conventions(row):
     model = block(layers, width, width // 64, 64, 102_400)
     found = named(model, 4096)
     gains = 6 * model.norm.params(width) * (2 * layers + 1)  # the table's N are matrices alone
-    bare = found["6N without embedding and head"].flops_per_token - gains
+    bare = found["6N, blocks"].flops_per_token - gains
     whole = found["6N"].flops_per_token - gains
     assert digits(bare / 6, n1) == n1
     assert digits(whole / 6, n2) == n2
@@ -96,8 +96,8 @@ def test_conventions_of_a_published_model():
         "M": 6 * matrices + pairs,
         "M + head": 6 * (matrices + d * v) + pairs,
         "6N": 6 * (matrices + gains + 2 * d * v),
-        "6N without embedding": 6 * (matrices + gains + d * v),
-        "6N without embedding and head": 6 * (matrices + gains),
+        "6N, blocks + head": 6 * (matrices + gains + d * v),
+        "6N, blocks": 6 * (matrices + gains),
         "Chinchilla": 6 * (matrices + 2 * d * v) + pairs + 9 * layers * 32 * 8192,
         "M, causal": 6 * matrices + pairs * (8192 + 1) / (2 * 8192),
     }
@@ -112,11 +112,11 @@ def test_conventions_of_a_published_model():
 
 def test_a_tied_table_is_the_head_and_is_counted_once():
     found = named(known("qwen2.5-0.5b").decoder, 4096)
-    assert found["6N"].flops_per_token == found["6N without embedding"].flops_per_token
+    assert found["6N"].flops_per_token == found["6N, blocks + head"].flops_per_token
     gpt = known("gpt-2").decoder
     positions = 6 * 1024 * 768
     found = named(gpt, 1024)
-    assert found["6N"].flops_per_token == found["6N without embedding"].flops_per_token + positions
+    assert found["6N"].flops_per_token == found["6N, blocks + head"].flops_per_token + positions
 
 
 def test_only_experts_that_a_token_meets_count():

@@ -30,21 +30,21 @@ def conventions(model: Decoder, seq_len: int) -> tuple[Convention, ...]:
     m, head = model.flops_per_token(seq_len), model.head_flops_per_token
     bare = model.params_active - model.params_embedding
     rows = (
-        ("M", m, "every matrix of the blocks, attention over the whole context", "arXiv 2401.02954, eq. 2"),
+        ("M", m, "blocks, whole attention", "arXiv 2401.02954, eq. 2"),
         ("M + head", m + head, "M, and the output head", "arXiv 2401.02954, eq. 2, and 6 d V"),
-        ("6N", 6 * model.params_active, "six a parameter: embedding and head too, attention not", "arXiv 2001.08361"),
+        ("6N", 6 * model.params_active, "all parameters, no attention", "arXiv 2001.08361"),
         (
-            "6N without embedding",
+            "6N, blocks + head",
             6 * (bare + model.vocab_size * model.d_model),
-            "six a parameter of blocks and head",
+            "without embedding",
             "arXiv 2406.19146",
         ),
-        ("6N without embedding and head", 6 * bare, "six a parameter of the blocks (Kaplan)", "arXiv 2001.08361"),
-        ("Chinchilla", chinchilla_flops(model, seq_len), "M, head, embedding and softmax", "arXiv 2203.15556, app. F"),
+        ("6N, blocks", 6 * bare, "neither embedding nor head", "arXiv 2001.08361"),
+        ("Chinchilla", chinchilla_flops(model, seq_len), "M, head, embedding, softmax", "arXiv 2203.15556, app. F"),
         (
             "M, causal",
             6 * model.matmul_params + 3 * model.mixing_flops(seq_len, causal=True),
-            "M with attention to earlier tokens alone: about half of it",
+            "attention to earlier tokens",
             "arXiv 2307.08691, sec. 4.1",
         ),
     )
