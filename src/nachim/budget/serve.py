@@ -248,14 +248,13 @@ def serve(
     if device.dollars_per_hour is None:
         raise UserError(f"nobody knows the price of {device.name}: give its dollars per hour to plan what it serves")
     stored, cached = format_named(weights), format_named(cache)
-    replicas = [
-        Replica(model, device, tp, stored, cached, speculation.draft_cost if speculation else 0.0)
-        for tp in degrees(device)
-    ]
-    room = [replica for replica in replicas if replica.cache_room >= _held(replica, demand)]
-    if not room:
-        raise UserError(_does_not_fit(replicas[-1], demand, weights))
-    found = [way for replica in room for way in ways(replica, demand, speculation)]
+    found, plain = [], [Replica(model, device, tp, stored, cached) for tp in degrees(device)]
+    for draft in (None, speculation) if speculation else (None,):
+        replicas = [replace(replica, draft=draft.draft_cost) for replica in plain] if draft else plain
+        room = [replica for replica in replicas if replica.cache_room >= _held(replica, demand)]
+        found += [way for replica in room for way in ways(replica, demand, draft)]
+    if not found:
+        raise UserError(_does_not_fit(plain[-1], demand, weights))
     meets = [way for way in found if _in_time(way, demand)]
     if not meets:
         raise UserError(_too_slow(found, device, demand))
@@ -287,7 +286,7 @@ def ways(replica: Replica, demand: Demand, speculation: Speculation | None) -> l
     token = replica.model.decode_flops(demand.position), replica.cache_bytes(demand.position)
     most = int(replica.cache_room / held)
     found = []
-    for drafted in range(MOST_DRAFTED + 1 if speculation else 1):
+    for drafted in range(1, MOST_DRAFTED + 1) if speculation else (0,):
         gained = tokens_per_pass(speculation.acceptance, drafted) if speculation else 1.0
         batch = _largest(most, lambda b: replica.decode_seconds(b, *token, drafted) <= limit * gained)  # noqa: B023
         tpot = replica.decode_seconds(batch, *token, drafted) / gained
