@@ -285,11 +285,14 @@ def ways(replica: Replica, demand: Demand, speculation: Speculation | None) -> l
     held, limit = _held(replica, demand), demand.max_tpot or math.inf
     token = replica.model.decode_flops(demand.position), replica.cache_bytes(demand.position)
     most = int(replica.cache_room / held)
-    found = []
+    found, fastest = [], 0.0
     for drafted in range(1, MOST_DRAFTED + 1) if speculation else (0,):
         gained = tokens_per_pass(speculation.acceptance, drafted) if speculation else 1.0
+        if most * gained / replica.decode_seconds(most, *token, drafted) <= fastest:
+            continue  # slower than what is found even without a limit
         batch = _largest(most, lambda b: replica.decode_seconds(b, *token, drafted) <= limit * gained)  # noqa: B023
         tpot = replica.decode_seconds(batch, *token, drafted) / gained
+        fastest = max(fastest, batch / tpot if tpot <= limit else 0.0)
         bound = "memory" if batch == most else "latency"
         found.append(_priced(replica, demand, (prompts, ttft), (batch, tpot), drafted, bound))
     return found
