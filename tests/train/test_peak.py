@@ -1,13 +1,21 @@
-"""The measured peak against cases counted by hand."""
+"""The measured peak against cases counted by hand, and the predicted peak of training steps against the measured."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nachim.spec import UserError
+from nachim.budget.layout import Job, Layout
+from nachim.budget.memory import memory
+from nachim.budget.shape import shape
+from nachim.spec import BPE, WSD, AdamW, Data, Muon, Run, Train, UserError
+from nachim.train.guard import Guard
 from nachim.train.peak import peak_bytes
+from nachim.train.step import Stepper
+from tests.train.tiny import fresh, loss
 
 N = 100
 SQUARE = N * N * 4
@@ -66,3 +74,46 @@ def test_tensors_made_before_are_not_counted() -> None:
 def test_work_without_tensors_is_refused() -> None:
     with pytest.raises(UserError, match="makes no tensor"):
         peak_bytes(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("width", "rows", "times", "optimizer", "precision", "moment"),
+    [
+        (32, 4, 1, "adamw", "fp32", "loss"),
+        (32, 4, 2, "muon", "bf16", "loss"),
+        (96, 1, 1, "muon", "fp32", "update"),
+        (96, 1, 1, "adamw", "fp32", "gradients"),
+        (64, 1, 2, "adamw", "bf16", "gradients"),
+    ],
+)
+def test_predicted_peak_of_a_step_is_the_measured_one(
+    width: int,
+    rows: int,
+    times: int,
+    optimizer: Literal["adamw", "muon"],
+    precision: Literal["fp32", "bf16"],
+    moment: str,
+) -> None:
+    """Within 3 %, whichever moment is the fullest."""
+    model, seq_len = shape(width, 257), 16
+    batch = rows * times * seq_len
+    rule = AdamW(lr=1e-3) if optimizer == "adamw" else Muon(lr=1e-3)
+    train = Train(
+        tokens=2 * batch,
+        batch_tokens=batch,
+        optimizer=rule,
+        schedule=WSD(),
+        precision=precision,
+        micro_batch_tokens=rows * seq_len,
+    )
+    run = Run(model=model, data=Data(tokenizer=BPE(vocab_size=257), seq_len=seq_len), train=train)
+
+    def work() -> None:
+        stepper, guard = Stepper(run, fresh(run), loss), Guard(1e-3)
+        for step in range(2):
+            stepper.take(step, torch.zeros(rows * times, seq_len + 1, dtype=torch.long), guard)
+
+    job = Job(model=model, seq_len=seq_len, batch_tokens=batch, optimizer=optimizer, precision=precision)
+    predicted = memory(job, Layout(micro_batch=rows), "cpu")
+    assert predicted.moment == moment
+    assert predicted.total == pytest.approx(peak_bytes(work), rel=0.03)

@@ -17,6 +17,7 @@ from nachim.budget.states import (
     States,
     check_experts,
     gradient_bytes,
+    held_by_block,
     held_by_stage,
     offloaded,
     states,
@@ -141,12 +142,11 @@ class _Moment:
 
 
 def _moments(stage: _Stage, job: Job, layout: Layout, kind: Kind) -> Iterator[_Moment]:
-    """The four moments between which memory rises and falls steadily: layers free as much as gradients take."""
+    """The moments between which memory rises and falls steadily: layers free as much as gradients take."""
     held = held_by_stage(job.model, stage.blocks, layout, stage.first, stage.last)
     state, host = offloaded(states(held, job, layout), layout)
     moment = functools.partial(_Moment, stage=stage.index, states=state, lost=FRAGMENTATION * (kind != "cpu"))
-    alone = layout.devices == 1
-    stays = not alone or layout.micro_batches(job) > 1
+    stays = layout.devices > 1 or layout.micro_batches(job) > 1
     standing = state.gradients * stays
     traffic = _traffic(stage, held, job, layout)
 
@@ -155,26 +155,32 @@ def _moments(stage: _Stage, job: Job, layout: Layout, kind: Kind) -> Iterator[_M
     one = max(layer.stored for layer, _ in layers)
     back = max(layer.working + layer.remade for layer, _ in layers) + traffic
     here, away = _placed(stored * stage.flights, one, layout)
-    first = {"activations": here, "host": host + away}
     if stage.last:
-        head = head_bytes(job, layout, kind) * stage.flights
+        head = here + head_bytes(job, layout, kind) * stage.flights
         logits = logit_bytes(job, layout, stage.flights)
-        yield moment("loss", gradients=standing, logits=logits, buffers=traffic, **first | {"activations": here + head})
-    of_head = VALUE_BYTES[job.precision] * stage.last * job.model.vocab_size * job.model.d_model * (not stays)
-    yield moment("backward", gradients=standing + of_head, buffers=back, **first)
-    fresh = _fresh(held, job, stays) * alone
-    here, away = _placed(stored * (stage.flights - 1) + one, one, layout)
-    yield moment("gradients", gradients=standing + fresh, activations=here, buffers=back, host=host + away)
+        yield moment("loss", gradients=standing, activations=head, logits=logits, buffers=traffic, host=host + away)
+    table = job.model.vocab_size * job.model.d_model
+    of_head = VALUE_BYTES[job.precision] * table * (not stays)
+    yield moment("backward", gradients=standing + of_head, activations=here, buffers=back, host=host + away)
+    if layout.devices == 1:
+        layer = max(held_by_block(block, job.model, 1, 1).total for block in stage.blocks)
+        for missing, left, beside in ((layer + table, one, back), (0, 0, 0)):
+            fresh = _fresh(held, missing, job, stays)
+            sums, beside = (standing, beside + fresh) if stays else (fresh, beside)
+            yield moment("gradients", gradients=sums, activations=left, buffers=beside, host=host)
     update = update_bytes(job, stage.blocks.items(), layout, kind)
     yield moment("update", gradients=state.gradients, buffers=update, host=host)
 
 
-def _fresh(held: Held, job: Job, stays: bool) -> float:
-    """Bytes of gradients that one device's backward pass makes beside the sums: all of them where there are no sums
-    yet, or where the sums are of another precision; else one unit at a time, added as it comes."""
+def _fresh(held: Held, missing: float, job: Job, stays: bool) -> float:
+    """Bytes of gradients that one device's backward pass has made when those of `missing` parameters are still to come.
+
+    They are kept until its end where there are no sums yet, or where the sums are of another precision; else one unit
+    at a time is added to the sums as it comes.
+    """
     value = VALUE_BYTES[job.precision]
     every = not stays or gradient_bytes(job) != value
-    return value * (held.total if every else held.unit)
+    return value * (held.total - missing if every else held.unit)
 
 
 def _placed(stored: float, one: float, layout: Layout) -> tuple[float, float]:
