@@ -7,13 +7,14 @@ import math
 
 import pytest
 import torch
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.predicted import CASES, markdown, medians
+from bench.predicted import CASES, VOCAB, markdown, medians
 from nachim.budget.layout import Job
 from nachim.budget.shape import shape
-from nachim.budget.step_cost import TERMS, StepCost, fit_step_cost, orthogonal_flops, work
-from nachim.lab.speed import STEP_POINTS, STEP_VOCAB, run_of, step_seconds
+from nachim.budget.step_cost import MUON_LAYERS, TERMS, StepCost, fit_step_cost, orthogonal_flops, work
+from nachim.lab.speed import STEP_POINTS, run_of, step_seconds, stepping
 from nachim.model import build
 from nachim.spec import UserError
 from nachim.train.optimizer import build_optimizer
@@ -22,8 +23,8 @@ from nachim.train.optimizer import build_optimizer
 def jobs():
     """Those that `nachim measure` takes steps of."""
     return [
-        Job(model=shape(width, STEP_VOCAB), seq_len=length, batch_tokens=batch, optimizer=optimizer, precision="fp32")
-        for width, batch, length, optimizer in STEP_POINTS
+        Job(model=shape(width, vocab), seq_len=length, batch_tokens=batch, optimizer=optimizer, precision="fp32")
+        for width, batch, length, optimizer, vocab in STEP_POINTS
     ]
 
 
@@ -43,7 +44,7 @@ RATES = StepCost(
 
 @pytest.mark.parametrize("width", [32, 96])
 def test_the_flop_of_muon_are_those_that_torch_counts(width):
-    spec = shape(width, STEP_VOCAB)
+    spec = shape(width, 512)
     model = build(spec, width)
     weights = dict(model.named_parameters())
     run = run_of(Job(model=spec, seq_len=128, batch_tokens=128, optimizer="muon", precision="fp32"))
@@ -55,12 +56,29 @@ def test_the_flop_of_muon_are_those_that_torch_counts(width):
     assert counter.get_total_flops() == orthogonal_flops(spec)
 
 
+def test_muon_calls_as_many_operators_as_it_is_said_to():
+    def operators(n_layers, optimizer):
+        model = dataclasses.replace(shape(32, 512), n_layers=n_layers)
+        step = stepping(
+            run_of(Job(model=model, seq_len=8, batch_tokens=8, optimizer=optimizer, precision="fp32")), "cpu"
+        )
+        step()
+        with profile() as seen:
+            step()
+        return sum(event.name.startswith("aten::") for event in seen.events())
+
+    layer = (operators(3, "adamw") - operators(1, "adamw")) / 2
+    for n_layers in (1, 3):
+        muon = operators(n_layers, "muon") - operators(n_layers, "adamw")
+        assert muon / layer == pytest.approx(MUON_LAYERS, rel=0.15)
+
+
 def test_the_works_of_a_step_are_those_of_the_model():
     job = jobs()[0]
     done, model = work(job), job.model
     tokens = job.batch_tokens
     assert done["matmul"] + done["mixing"] == tokens * (model.flops_per_token(128) + model.head_flops_per_token)
-    assert done["params"] == model.params_total and done["logits"] == tokens * STEP_VOCAB
+    assert done["params"] == model.params_total and done["logits"] == tokens * 512
     assert done["orthogonal"] == 0.0 < work(dataclasses.replace(job, optimizer="muon"))["orthogonal"]
     assert tuple(done) == TERMS
 
@@ -99,7 +117,7 @@ def test_steps_take_turns_after_one_that_is_not_timed():
 
 
 def test_what_the_bench_predicts_was_not_measured_before():
-    known = {(width, batch) for width, batch, _, _ in STEP_POINTS}
+    known = {(width, batch) for width, batch, _, _, vocab in STEP_POINTS if vocab == VOCAB["cpu"]}
     cases = CASES["cpu"]
     assert len(cases) >= 12 and not known & {(width, batch) for width, batch, _ in cases}
     assert {optimizer for _, _, optimizer in cases} == {"adamw", "muon"}

@@ -26,22 +26,23 @@ from nachim.train.rates import on_threads
 from nachim.train.step import Stepper, StepStats
 
 WARM_STEPS = 2
-STEP_POINTS: tuple[tuple[int, int, int, Optimizer], ...] = (
-    (32, 512, 128, "adamw"),
-    (32, 4096, 128, "muon"),
-    (32, 2048, 512, "adamw"),
-    (64, 512, 128, "muon"),
-    (64, 2048, 128, "adamw"),
-    (128, 512, 128, "adamw"),
-    (128, 512, 128, "muon"),
-    (128, 2048, 512, "adamw"),
-    (128, 2048, 128, "muon"),
-    (256, 512, 128, "adamw"),
-    (256, 512, 128, "muon"),
-    (256, 2048, 128, "adamw"),
+STEP_POINTS: tuple[tuple[int, int, int, Optimizer, int], ...] = (
+    (32, 512, 128, "adamw", 512),
+    (32, 4096, 128, "muon", 512),
+    (32, 2048, 512, "adamw", 512),
+    (32, 2048, 128, "muon", 2048),
+    (64, 512, 128, "muon", 512),
+    (64, 2048, 128, "adamw", 512),
+    (64, 1024, 128, "adamw", 4096),
+    (128, 512, 128, "adamw", 512),
+    (128, 512, 128, "muon", 512),
+    (128, 2048, 512, "adamw", 512),
+    (128, 2048, 128, "muon", 512),
+    (256, 512, 128, "adamw", 512),
+    (256, 512, 128, "muon", 512),
+    (256, 2048, 128, "adamw", 512),
 )
-"""Widths of the family, tokens of a batch, lengths and optimizers that tell the works of a step from each other."""
-STEP_VOCAB = 512
+"""Widths of the family, tokens of a batch, lengths, optimizers and vocabularies that tell the works of a step apart."""
 
 
 def measure_throughput(runs: Sequence[Run], place: Place, workers: int, seconds: float) -> Throughput:
@@ -103,8 +104,8 @@ def timed(step: Callable[[], object]) -> float:
 def measure_step_cost(threads: int, seconds: float) -> StepCost:
     """Rates of the works of a training step on `threads` threads of this CPU, in about `seconds` and a warm-up."""
     jobs = [
-        Job(model=shape(width, STEP_VOCAB), seq_len=length, batch_tokens=batch, optimizer=optimizer, precision="fp32")
-        for width, batch, length, optimizer in STEP_POINTS
+        Job(model=shape(width, vocab), seq_len=length, batch_tokens=batch, optimizer=optimizer, precision="fp32")
+        for width, batch, length, optimizer, vocab in STEP_POINTS
     ]
     with on_threads(threads):
         times = step_seconds([stepping(run_of(job), "cpu") for job in jobs], seconds)
