@@ -81,8 +81,8 @@ def memory(job: Job, layout: Layout, kind: Kind = "cuda") -> Memory:
 
     States follow arXiv 1910.02054, activations what the parts declare they keep (arXiv 2205.05198's accounting with a
     kernel that keeps no score matrix), the logits what the fp32 loss of this repository makes. One device frees its
-    gradients every step and holds none in the first forward pass; several keep their buffers. Raises UserError when
-    layers or experts cannot be dealt out.
+    gradients every step and holds none in the first forward pass; several keep their buffers. What drivers and
+    libraries take beside tensors is not counted. Raises UserError when layers or experts cannot be dealt out.
     """
     check_experts(job, layout)
     found = (moment for stage in _stages(job, layout) for moment in _moments(stage, job, layout, kind))
@@ -163,24 +163,28 @@ def _moments(stage: _Stage, job: Job, layout: Layout, kind: Kind) -> Iterator[_M
     of_head = VALUE_BYTES[job.precision] * table * (not stays)
     yield moment("backward", gradients=standing + of_head, activations=here, buffers=back, host=host + away)
     if layout.devices == 1:
-        layer = max(held_by_block(block, job.model, 1, 1).total for block in stage.blocks)
-        for missing, left, beside in ((layer + table, one, back), (0, 0, 0)):
-            fresh = _fresh(held, missing, job, stays)
-            sums, beside = (standing, beside + fresh) if stays else (fresh, beside)
-            yield moment("gradients", gradients=sums, activations=left, buffers=beside, host=host)
+        first = max(held_by_block(block, job.model, 1, 1).total for block in stage.blocks) + table
+        for missing, left, beside in ((first, one, back), (0, 0, 0)):
+            sums, more = _made(held, missing, table, job, stays)
+            yield moment("gradients", gradients=standing + sums, activations=left, buffers=beside + more, host=host)
     update = update_bytes(job, stage.blocks.items(), layout, kind)
     yield moment("update", gradients=state.gradients, buffers=update, host=host)
 
 
-def _fresh(held: Held, missing: float, job: Job, stays: bool) -> float:
-    """Bytes of gradients that one device's backward pass has made when those of `missing` parameters are still to come.
+def _made(held: Held, missing: float, table: float, job: Job, stays: bool) -> tuple[float, float]:
+    """Bytes of gradients that one device's backward pass has made when those of `missing` parameters are still to come:
+    those that are the sums themselves, and those beside them.
 
-    They are kept until its end where there are no sums yet, or where the sums are of another precision; else one unit
-    at a time is added to the sums as it comes.
+    Where there are sums already, of the same precision, one unit at a time is added as it comes. Where they are of
+    another precision all are kept until the end, and then cast one by one, the embedding's `table` first.
     """
     value = VALUE_BYTES[job.precision]
-    every = not stays or gradient_bytes(job) != value
-    return value * (held.total - missing if every else held.unit)
+    made = value * (held.total - missing)
+    if not stays:
+        return made, 0.0
+    if gradient_bytes(job) == value:
+        return 0.0, value * held.unit
+    return 0.0, made + gradient_bytes(job) * table * (not missing)
 
 
 def _placed(stored: float, one: float, layout: Layout) -> tuple[float, float]:
