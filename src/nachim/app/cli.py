@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Callable
 
 import tyro
 
-from nachim.app.fit import fit
-from nachim.app.forecast import forecast
-from nachim.app.ladder import ladder
-from nachim.app.quickstart import quickstart
-from nachim.app.report import report
-from nachim.app.train import train
 from nachim.spec import UserError
 
 VERBS = {
-    "quickstart": quickstart,
-    "ladder": ladder,
-    "fit": fit,
-    "forecast": forecast,
-    "train": train,
-    "report": report,
+    "quickstart": "nachim.app.quickstart:quickstart",
+    "plan": "nachim.app.plan:plan",
+    "cost": "nachim.app.cost:cost",
+    "measure": "nachim.app.measure:measure",
+    "ladder": "nachim.app.ladder:ladder",
+    "fit": "nachim.app.fit:fit",
+    "forecast": "nachim.app.forecast:forecast",
+    "train": "nachim.app.train:train",
+    "report": "nachim.app.report:report",
 }
+"""Where each verb's function stands. Only that of the verb asked for is imported: a plan must not wait for plotly."""
 
 
 def main() -> None:
     """Run the verb named on the command line; exit with 2 on bad input, 130 when interrupted."""
+    asked = sys.argv[1:]
     try:
-        status = tyro.extras.subcommand_cli_from_dict(VERBS, prog="nachim", description=ABOUT)
+        if asked and asked[0] in VERBS:
+            status = tyro.cli(function_of(asked[0]), prog=f"nachim {asked[0]}", args=asked[1:])
+        else:
+            verbs = {verb: function_of(verb) for verb in VERBS}
+            status = tyro.extras.subcommand_cli_from_dict(verbs, prog="nachim", description=ABOUT)
     except UserError as error:
         print(f"nachim: {error}", file=sys.stderr)
         sys.exit(2)
@@ -37,8 +42,15 @@ def main() -> None:
     sys.exit(status)
 
 
+def function_of(verb: str) -> Callable[..., int]:
+    """The function behind a verb of `VERBS`."""
+    module, _, name = VERBS[verb].partition(":")
+    function: Callable[..., int] = getattr(importlib.import_module(module), name)
+    return function
+
+
 ABOUT = (
     "A compute budget in, a sealed forecast and a verified language model out. Start with `nachim quickstart`: it "
     "climbs a ladder of small real training runs, fits a scaling law, seals a forecast, trains the model it is about, "
-    "and says whether it was right."
+    "and says whether it was right. `nachim plan` says what a budget should train."
 )

@@ -15,7 +15,7 @@ from typing import Any
 from nachim.budget.serve import Demand, Serving, format_named, serve
 from nachim.budget.speculate import Speculation
 from nachim.law.precision import effective_share, rounding_penalty
-from nachim.law.published import FLOPS_PER_UNIT, LOSS_LAW, KnownLaw, Scale, Surface
+from nachim.law.published import FLOPS_PER_UNIT, LOSS_LAW, KnownLaw, Surface, scale_of
 from nachim.law.repeat import effective_tokens
 from nachim.spec import Attention, Decoder, Device, Part, UserError
 
@@ -191,11 +191,6 @@ def deploy(
         scale=known.scale,
         seq_len=training.seq_len,
     )
-
-
-def scale_of(model: Decoder, scale: Scale, seq_len: int) -> float:
-    """The `x` of a law on this scale: M at `seq_len`, or the count of parameters that the law means."""
-    return float(model.flops_per_token(seq_len) if scale == "flops_per_token" else getattr(model, scale))
 
 
 def tokens_for(loss_of: Callable[[float], float], loss: float) -> float | None:

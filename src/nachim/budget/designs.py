@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nachim.budget.deploy import scale_of
 from nachim.budget.shape import shape as family_shape
-from nachim.law.published import BATCH_OPT, LOSS_LAW, LR_OPT, KnownLaw
+from nachim.law.published import BATCH_OPT, LOSS_LAW, LR_OPT, KnownLaw, scale_of
 from nachim.law.repeat import effective_tokens
 from nachim.spec import Attention, Decoder, SwiGLU, UserError
 
@@ -34,6 +33,8 @@ SLENDER, STOUT, USUAL = 32, 136, 96
 WIDTHS = (*range(256, 1024, 128), *range(1024, 2048, 256), *range(2048, 8192, 512), *range(8192, 32_769, 1024))
 """Widths whose heads are a multiple of four from 1,024 on, so that two, four or eight devices can share them."""
 SMALL_WIDTHS = (*range(32, 64, 8), *range(64, 513, 16), *range(576, 1025, 64))
+REACH = 3.0
+"""How far from the optimum's M, as a factor, shapes are looked at."""
 BAND = 2**0.25
 """Members stand at least this ratio of M apart, but for those nearest to the optimum, which differ in aspect."""
 
@@ -155,16 +156,25 @@ def designs(asked: Asked, keep: int = 8) -> list[Design]:
     _refuse_too_small(asked)
     middle = asked.law.optimum(asked.flops)
     wanted = max(asked.flops / middle.tokens, _smallest(asked)[0])
-    found = list(_candidates(asked, wanted))
+    found = list(_candidates(asked, wanted / REACH, wanted * REACH))
     if not found:
+        widest, deepest = WIDTHS[-1], WIDTHS[-1] // SLENDER
         raise UserError(
-            f"no decoder near M = {wanted:.3g} FLOP/token at length {asked.seq_len} and vocabulary "
-            f"{asked.vocab_size}: give another --seq-len or --vocab-size"
+            f"no decoder has M near {wanted:.3g} FLOP/token at length {asked.seq_len} and vocabulary "
+            f"{asked.vocab_size}; the largest that is looked at is {deepest} layers x {widest}: give another budget"
         )
     least = min(one.loss for one in found)
     within = [one for one in found if one.loss <= (1 + EPSILON) * least]
     chosen = (design_of(asked, one.model()) for one in _apart(within, wanted, keep))
     return sorted(chosen, key=lambda one: one.loss)
+
+
+def shapes_between(asked: Asked, low: float, high: float) -> list[Decoder]:
+    """One decoder a band of M from `low` to `high` FLOP/token, smallest first, whatever its loss."""
+    bands: dict[int, _Candidate] = {}
+    for one in sorted(_candidates(asked, low, high), key=_Candidate.odd):
+        bands.setdefault(round(math.log(one.flops_per_token / low, BAND)), one)
+    return [bands[number].model() for number in sorted(bands)]
 
 
 def design_of(asked: Asked, model: Decoder) -> Design:
@@ -204,22 +214,21 @@ class _Candidate:
     loss: float
     untied: bool
 
-    @property
-    def aspect(self) -> float:
-        return self.one.d_model / self.n_layers
+    def odd(self) -> float:
+        return abs(math.log(self.one.d_model / self.n_layers / USUAL))
 
     def model(self) -> Decoder:
         model = dataclasses.replace(self.one, n_layers=self.n_layers, tied=False)
         return model if self.untied else _tied(model)
 
 
-def _candidates(asked: Asked, wanted: float) -> Iterator[_Candidate]:
-    """Every shape of the grid within a factor of three of `wanted` M, its aspect usual, that can take enough steps."""
+def _candidates(asked: Asked, low: float, high: float) -> Iterator[_Candidate]:
+    """Every shape of the grid with M from `low` to `high` and a usual aspect that can take enough steps."""
     costliest = asked.flops / (FEWEST_STEPS * batch_tokens(asked))
     for width in SMALL_WIDTHS if asked.small else WIDTHS:
         one, usual = _one_layer(width, asked.vocab_size, asked.small)
         per_layer = one.flops_per_token(asked.seq_len)
-        fewest, most = math.ceil(wanted / 3 / per_layer), math.floor(min(3 * wanted, costliest) / per_layer)
+        fewest, most = math.ceil(low / per_layer), math.floor(min(high, costliest) / per_layer)
         if usual:  # the ladder's family has a depth for each width: stay near it
             fewest, most = max(fewest, 2, math.ceil(usual / 1.5)), min(most, math.floor(1.5 * usual))
             step = 1
@@ -272,15 +281,12 @@ def _apart(found: list[_Candidate], wanted: float, keep: int) -> list[_Candidate
     def aside(one: _Candidate) -> float:
         return abs(math.log(one.flops_per_token / wanted))
 
-    def odd(one: _Candidate) -> float:
-        return abs(math.log(one.aspect / USUAL))
-
     bands: dict[int, list[_Candidate]] = {}
     for one in found:
         bands.setdefault(round(math.log(one.flops_per_token / wanted, BAND)), []).append(one)
     chosen: list[_Candidate] = []
     for band in sorted(bands, key=lambda number: min(aside(one) for one in bands[number])):
-        members = sorted(bands[band], key=odd)
+        members = sorted(bands[band], key=_Candidate.odd)
         widths = dict.fromkeys(one.one.d_model for one in members)
         take = 3 if not chosen else 1
         chosen += [min((m for m in members if m.one.d_model == width), key=aside) for width in list(widths)[:take]]

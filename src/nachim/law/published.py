@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nachim.spec.error import UserError, nearest
+from nachim.spec import Decoder, UserError
+from nachim.spec.error import nearest
 
 Scale = Literal["flops_per_token", "params_total", "params_non_embedding"]
 Interval = tuple[float, float]
@@ -265,6 +266,11 @@ LAWS: Mapping[str, KnownLaw] = {law.name: law for law in PUBLISHED}
 DEFAULT = "deepseek"
 LOSS_LAW = LAWS["chinchilla-corrected"]
 """The surface that gives a loss where a law says only where the optimum lies."""
+
+
+def scale_of(model: Decoder, scale: Scale, seq_len: int) -> float:
+    """The `x` of a law on this scale: M at `seq_len`, or the count of parameters that the law means."""
+    return float(model.flops_per_token(seq_len) if scale == "flops_per_token" else getattr(model, scale))
 
 
 def known_law(name: str) -> KnownLaw:
