@@ -73,6 +73,7 @@ def layouts(job: Job, cluster: Cluster, keep: int = 5) -> list[Placed]:
         _refuse_batch(job, cluster)
     heapq.heapify(waiting)
     fits: dict[tuple[object, ...], bool] = {}
+    too_many: dict[tuple[object, ...], int] = {}  # sequences at a time that a group with this recomputation cannot hold
     found: list[Placed] = []
     while waiting and len(found) < keep:
         _, choice = heapq.heappop(waiting)
@@ -80,9 +81,13 @@ def layouts(job: Job, cluster: Cluster, keep: int = 5) -> list[Placed]:
             fits[choice.group] = _held(job, choice.leanest, cluster).total <= bytes_there
         if not fits[choice.group]:
             continue
-        held = _held(job, choice, cluster)
-        if held.total <= bytes_there:
-            found.append(Placed(choice.layout(), held, clock.step(choice)))
+        grade = (*choice.group, choice.recompute)
+        if choice.micro_batch < too_many.get(grade, choice.micro_batch + 1):
+            held = _held(job, choice, cluster)
+            if held.total <= bytes_there:
+                found.append(Placed(choice.layout(), held, clock.step(choice)))
+            else:
+                too_many[grade] = choice.micro_batch
         if choice.recompute != "full":
             # Recomputation takes time and frees memory: the next grade is worth a look only now.
             slower = choice._replace(recompute=RECOMPUTE[RECOMPUTE.index(choice.recompute) + 1])

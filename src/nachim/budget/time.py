@@ -1,7 +1,7 @@
 """Seconds of a training step: a roofline for every part, collectives on the device graph, the pipeline's bubble.
 
 Seven numbers say what software makes of hardware, for all models and devices alike. Three of them, `MATMUL`,
-`TENSOR_HIDDEN` and `DATA_HIDDEN`, were calibrated on nine of the published runs that bench/published_throughput.py
+`TENSOR_HIDDEN` and `DATA_HIDDEN`, were calibrated on eight of the published runs that bench/published_throughput.py
 replays; docs/throughput.md shows these and the others, which were held out.
 """
 
@@ -31,8 +31,9 @@ TENSOR_HIDDEN = 0.9
 """Share of tensor-parallel traffic that multiplications hide once sequence parallelism cuts it into gathers and
 scatters (asynchronous tensor parallelism; --tp-comm-overlap of Megatron-LM); calibrated. Without it nothing is."""
 DATA_HIDDEN = 0.5
-"""The same for gradients and weights of data parallelism: they move behind the multiplications of other layers, but
-their kernels take processors and bandwidth from them; calibrated."""
+"""The same for what ZeRO-2 and 3 move for every micro-batch: it runs behind the multiplications of other layers, but
+its kernels, and copies into and out of flat buffers, take processors and bandwidth from them; calibrated. What moves
+once a step hides but for one layer's share."""
 
 ATTENTION_PASSES = 3.5
 """Backward is 2.5 forward passes: the scores are made again (arXiv 2307.08691, sec. 4.1)."""
@@ -145,6 +146,7 @@ class Clock:
         self._work: dict[tuple[object, ...], Work] = {}
         self._heads: dict[tuple[int, int, int], Work] = {}
         self._params: dict[tuple[int, int], tuple[float, float]] = {}
+        self._replicas: dict[tuple[int, ...], tuple[float, float]] = {}
 
     def step(self, layout: Split) -> StepTime:
         """Time of one step in `layout`."""
@@ -313,25 +315,32 @@ class Clock:
         """Gradients summed and weights gathered over the replicas: what `busy` seconds of a micro-batch cannot hide.
 
         ZeRO-1 scatters gradients and gathers weights once a step, stage 2 scatters after every micro-batch, stage 3
-        gathers twice as well (arXiv 1910.02054, sec. 7). The first layer's gather and the last one's scatter have
-        nothing to hide behind.
+        gathers twice as well (arXiv 1910.02054, sec. 7). One layer's share has nothing to hide behind.
         """
-        ranks = layout.dp * layout.cp
-        if ranks == 1:
+        if layout.dp * layout.cp == 1:
             return 0.0
-        dense, experts = self.params(layout)
-        once = each = 0.0
-        for params, share in ((dense, 1), (experts, layout.ep)):
-            among = group(self.cluster, ranks // share, layout.tp * share)
-            scatter = reduce_scatter(GRADIENT_BYTES * params, among)
-            gather = all_gather(self.value_bytes * params, among)
-            if layout.zero == 0:
-                once += all_reduce(GRADIENT_BYTES * params, among)
-            else:
-                once += (gather if layout.zero < 3 else 0.0) + (scatter if layout.zero == 1 else 0.0)
-                each += (scatter if layout.zero > 1 else 0.0) + (2 * gather if layout.zero == 3 else 0.0)
-        bare = max(1 - DATA_HIDDEN, layout.pp / self.job.model.n_layers)
-        return max(once - busy, bare * once) + micro_batches * max(each - busy, bare * each)
+        scatter, gather = self.replicas(layout)
+        once, each = {
+            0: (2 * scatter, 0.0),
+            1: (scatter + gather, 0.0),
+            2: (gather, scatter),
+            3: (0.0, scatter + 2 * gather),
+        }[layout.zero]
+        first = layout.pp / self.job.model.n_layers
+        bare = max(first, 1 - DATA_HIDDEN)
+        return max(once - busy, first * once) + micro_batches * max(each - busy, bare * each)
+
+    def replicas(self, layout: Split) -> tuple[float, float]:
+        """Seconds of scattering all gradients, and of gathering all weights, over the replicas of both."""
+        key = (layout.tp, layout.pp, layout.cp, layout.ep, layout.dp)
+        if key not in self._replicas:
+            scatter = gather = 0.0
+            for params, share in zip(self.params(layout), (1, layout.ep), strict=True):
+                among = group(self.cluster, layout.dp * layout.cp // share, layout.tp * share)
+                scatter += reduce_scatter(GRADIENT_BYTES * params, among)
+                gather += all_gather(self.value_bytes * params, among)
+            self._replicas[key] = scatter, gather
+        return self._replicas[key]
 
     def optimizer(self, layout: Split, busy: float) -> float:
         """Reading and writing the optimizer's state, Muon's iterations, and the way to the host and back."""
