@@ -145,7 +145,7 @@ Made by `python -m bench.published_throughput --write docs/throughput.md`.
 The three calibrated numbers are the best of a coarse grid on {calibration} runs, marked in the table
 (`--calibrate` repeats it). The optimum is flat: the next best points have a mean error 0.1 to 0.4 points higher.
 The runs were chosen before any was predicted, and none was dropped. Those of OLMo-core are on eight devices as its
-scripts say; for the 13B no number is published, so it is not among the calibration runs. (It was at first: with it
+scripts say; for the 13B no number is published, so it is not among the calibration runs. (It was for a while: with it
 `DATA_HIDDEN` comes out as 0.25, and the median error of the held-out runs as 9.9 %.)
 
 How far "held out" goes: a first replay, with guesses (0.75 for `MATMUL`, 0.5 and 1.0 for the two hidden shares) and no
