@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nachim.app.fit import summarise
-from nachim.app.plan import Serve, plan
+from nachim.app.plan import Means, Serve, plan
 from nachim.app.train import run_of
 from nachim.law import LAWS, study
 from nachim.spec import Run, UserError
@@ -59,7 +59,7 @@ def test_bad_input_is_one_sentence_and_status_two():
 
 
 def test_out_leaves_the_plan_and_a_run_that_train_reads(tmp_path, capsys):
-    assert plan(flops=1e12, out=tmp_path / "mine", json=True) == 0
+    assert plan(Means(flops=1e12), out=tmp_path / "mine", json=True) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["recipe"] == str(tmp_path / "mine" / "run.json")
     assert json.loads((tmp_path / "mine" / "plan.json").read_text()) == said
@@ -70,7 +70,7 @@ def test_a_fitted_law_file_plans(tmp_path, capsys):
     runs = ladder(LAWS["chinchilla"], np.random.default_rng(0), 0.005)
     path = tmp_path / "law.json"
     path.write_text(json.dumps(summarise(study(runs, law="chinchilla"), runs, None)))
-    plan(flops=1e20, law=str(path), json=True)
+    plan(Means(flops=1e20, law=str(path)), json=True)
     said = json.loads(capsys.readouterr().out)
     assert said["law"]["name"] == said["optimum"]["loss_law"] == "law.json"
     assert said["optimum"]["x_interval"][0] < said["optimum"]["x"] < said["optimum"]["x_interval"][1]
@@ -89,7 +89,7 @@ def test_serving_moves_the_optimum_to_a_smaller_model():
 
 
 def test_the_tables_say_what_why_and_what_not(capsys):
-    plan(devices="8xH200", hours=504.0, serve=Serve(serve_tokens_per_day=2e9), unique_tokens=2e10)
+    plan(Means(devices="8xH200", hours=504.0, unique_tokens=2e10), Serve(serve_tokens_per_day=2e9))
     said = " ".join(capsys.readouterr().out.split())
     for words in (
         *("Budget and optimum", "Designs, best first", "Memory of the fullest device", "Training and serving together"),
@@ -109,13 +109,13 @@ def test_the_tables_say_what_why_and_what_not(capsys):
 
 def test_wrong_names_have_near_ones():
     with pytest.raises(UserError, match="did you mean 'h200'"):
-        plan(devices="8xH20", hours=3.0)
+        plan(Means(devices="8xH20", hours=3.0))
     with pytest.raises(UserError, match="did you mean 'deepseek'"):
-        plan(flops=1e21, law="deepsek")
+        plan(Means(flops=1e21, law="deepsek"))
     with pytest.raises(UserError, match="give --serve-tokens-per-day too"):
-        plan(flops=1e21, serve=Serve(weights="int4"))
+        plan(Means(flops=1e21), Serve(weights="int4"))
     with pytest.raises(UserError, match="no such file or folder"):
-        plan(flops=1e21, data="/nowhere")
+        plan(Means(flops=1e21, data="/nowhere"))
 
 
 def test_a_plan_loads_neither_numpy_nor_rich_nor_plotly():

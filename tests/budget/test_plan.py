@@ -37,6 +37,13 @@ def test_compute_and_hours_agree(lab):
     assert 1 <= lab.rounds <= planning.ROUNDS
 
 
+@pytest.mark.parametrize("hours", [1e-4, 0.03, 30.0, 60.0, 70.0, 2000.0])
+def test_compute_and_hours_agree_across_the_limits_of_settings(hours):
+    found = planned("chinchilla-corrected", devices="1xH200", hours=hours)
+    assert found.rounds <= planning.ROUNDS
+    assert found.best.hours == pytest.approx(hours, rel=0.02)
+
+
 def test_money_and_energy_follow_from_hours(lab):
     device = lab.cluster.device
     assert lab.best.dollars == pytest.approx(lab.best.hours * 8 * device.dollars_per_hour)

@@ -64,19 +64,45 @@ class Serve:
     """Instead of a loss: what training and serving may cost together."""
 
 
+@dataclass(frozen=True)
+class Means:
+    """The budget, and what is known beside it."""
+
+    flops: float | None = None
+    """Training FLOP, the head apart (C = M·D)."""
+    devices: str | None = None
+    """Where it runs: a count and a device, such as 8xH200; `here` is this machine, after `nachim measure`."""
+    hours: float | None = None
+    """How long the devices are there."""
+    dollars: float | None = None
+    """What training may cost."""
+    dollars_per_hour: float | None = None
+    """Price of an hour of one device, instead of the list price."""
+    law: str = DEFAULT
+    """Where the optimum lies: deepseek, chinchilla-1, -2, -3, chinchilla-corrected, kaplan, llama-3, or a file that
+    `nachim fit --json` printed."""
+    unique_tokens: float | None = None
+    """Tokens of text there are; more are repeated, and worth less."""
+    seq_len: int | None = None
+    """Tokens of context; by default 128, 2,048 or 4,096, by compute."""
+    vocab_size: int | None = None
+    """Size of the vocabulary; by default 512, 32,768 or 131,072, by compute."""
+    shape: str | None = None
+    """Plan for this decoder, LAYERSxWIDTH[xHEADS[xKV_HEADS]], instead of searching one."""
+    data: str = "stdlib"
+    """The text of the recipe: `stdlib` (embedded), a file or folder, or hf:NAME."""
+    text_column: str = "text"
+    """The column or key of the data that holds the text."""
+
+    def wish(self) -> Wish:
+        """What the planner is asked. Raises UserError for an unknown law or device."""
+        said = {name: value for name, value in asdict(self).items() if name not in ("devices", "data", "text_column")}
+        cluster = None if self.devices is None else parse_cluster(self.devices)
+        return Wish(**said | {"law": known_law(self.law), "cluster": cluster})
+
+
 def plan(
-    flops: float | None = None,
-    devices: str | None = None,
-    hours: float | None = None,
-    dollars: float | None = None,
-    dollars_per_hour: float | None = None,
-    law: str = DEFAULT,
-    unique_tokens: float | None = None,
-    seq_len: int | None = None,
-    vocab_size: int | None = None,
-    shape: str | None = None,
-    data: str = "stdlib",
-    text_column: str = "text",
+    means: Annotated[Means, tyro.conf.arg(name="")] = Means(),
     serve: Annotated[Serve, tyro.conf.arg(name="")] = Serve(),
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
     json: bool = False,
@@ -84,46 +110,21 @@ def plan(
     """What should this budget train? Designs near the optimum, their layout, hours, money, and a run to start.
 
     The budget is compute (--flops), devices for some time (--devices 8xH200 --hours 72), or money (--dollars). Without
-    --devices the fewest H100s that finish within 30 days are taken. --devices here is this machine, after
-    `nachim measure`.
+    --devices the fewest H100s that finish within 30 days are taken.
 
     Example: nachim plan --devices 8xH200 --hours 504 --unique-tokens 2e11
 
     Args:
-        flops: Training FLOP, the head apart (C = M·D).
-        devices: Where it runs: a count and a device, such as 8xH200.
-        hours: How long the devices are there.
-        dollars: What training may cost.
-        dollars_per_hour: Price of an hour of one device, instead of the list price.
-        law: Where the optimum lies: deepseek, chinchilla-1, -2, -3, chinchilla-corrected, kaplan, llama-3, or a file
-            that `nachim fit --json` printed.
-        unique_tokens: Tokens of text there are; more are repeated, and worth less.
-        seq_len: Tokens of context; by default 128, 2,048 or 4,096, by compute.
-        vocab_size: Size of the vocabulary; by default 512, 32,768 or 131,072, by compute.
-        shape: Plan for this decoder, LAYERSxWIDTH[xHEADS[xKV_HEADS]], instead of searching one.
-        data: The text of the recipe: `stdlib` (embedded), a file or folder, or hf:NAME.
-        text_column: The column or key of the data that holds the text.
-        serve: What will be asked of it afterwards.
+        means: The budget, and what is known beside it.
+        serve: What will be asked of the model afterwards.
         out: Folder for plan.html (the page), plan.json, and run.json (the recipe).
         json: Print one JSON object instead of tables.
     """
-    corpus = Ask(data=data, text_column=text_column).corpus()
-    wish = Wish(
-        law=known_law(law),
-        flops=flops,
-        cluster=parse_cluster(devices) if devices is not None else None,
-        hours=hours,
-        dollars=dollars,
-        dollars_per_hour=dollars_per_hour,
-        unique_tokens=unique_tokens,
-        seq_len=seq_len,
-        vocab_size=vocab_size,
-        shape=shape,
-    )
-    made = make_plan(wish)
+    corpus = Ask(data=means.data, text_column=means.text_column).corpus()
+    made = make_plan(means.wish())
     deployment = deployed(made, serve)
     run = recipe(made, made.best, corpus)
-    summary = summarise(made, run, deployment) | {"asked": _asked(made, law, serve)}
+    summary = summarise(made, run, deployment) | {"asked": _asked(made, means.law, serve)}
     if out is not None:
         run.save(out / "run.json")
         summary["recipe"] = str(out / "run.json")

@@ -43,7 +43,8 @@ BAND = 2**0.25
 class Asked:
     """What the designs are for: compute in FLOP, length, vocabulary, the law, and unique tokens if they are limited.
 
-    Batches are whole multiples of `devices` sequences where that changes them little.
+    Batches are whole multiples of `devices` sequences where that changes them little. `ladder` says whether it is a
+    budget of the ladder's size; None: by compute.
     """
 
     flops: float
@@ -52,11 +53,12 @@ class Asked:
     law: KnownLaw
     unique_tokens: float | None = None
     devices: int = 1
+    ladder: bool | None = None
 
     @property
     def small(self) -> bool:
         """Whether it is a budget of the ladder's size."""
-        return self.flops < SMALL
+        return self.flops < SMALL if self.ladder is None else self.ladder
 
     @property
     def loss_law(self) -> KnownLaw:

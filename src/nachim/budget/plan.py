@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ ASSUMED_DEVICE, ASSUMED_HOURS = "H100", 30 * 24.0
 MOST_ASSUMED = 2**17
 GUESS = 0.4
 """MFU that the first estimate of a budget in hours starts from; the layout's own replaces it."""
-ROUNDS, TOLERANCE = 6, 0.01
+ROUNDS, SETTLED, TOLERANCE = 8, 3, 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,10 +241,13 @@ def _affordable(wish: Wish, cluster: Cluster, seconds: float) -> tuple[Asked, Pl
     """
     flops = seconds * cluster.count * cluster.device.peak(_precision(cluster)) * GUESS
     asked = _asked(wish, cluster, flops)
-    first = place(asked, _first(wish, asked), cluster)
-    flops = seconds * first.tokens_per_second * first.design.flops_per_token
+    with contextlib.suppress(UserError):  # it may fit nowhere where a smaller design of nearly its loss does
+        first = place(asked, _first(wish, asked), cluster)
+        flops = seconds * first.tokens_per_second * first.design.flops_per_token
     for turn in range(2, ROUNDS + 2):
-        asked = _asked(wish, cluster, flops)
+        # At a limit between two vocabularies, lengths or families they would change every round: soon they stay.
+        settled = turn > SETTLED
+        asked = dataclasses.replace(asked, flops=flops, ladder=asked.small) if settled else _asked(wish, cluster, flops)
         placements, homeless = _placements(wish, asked, cluster)
         best = placements[0]
         reached = seconds * best.tokens_per_second * best.design.flops_per_token
