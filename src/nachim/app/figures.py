@@ -341,7 +341,7 @@ def _log(fig: go.Figure, axis: str, title: str, col: int = 1) -> None:
     values = np.concatenate([np.asarray(trace[axis], float).ravel() for trace in traces])
     ticks = round_ticks(float(np.nanmin(values)), float(np.nanmax(values)))
     update = fig.update_xaxes if axis == "x" else fig.update_yaxes
-    update(type="log", title=title, tickvals=ticks, ticktext=[_spelt(each) for each in ticks], row=1, col=col)
+    update(type="log", title=title, tickvals=ticks, ticktext=[spelt(each) for each in ticks], row=1, col=col)
 
 
 def round_ticks(low: float, high: float) -> list[float]:
@@ -356,7 +356,8 @@ def round_ticks(low: float, high: float) -> list[float]:
     return inside[:: 1 + len(inside) // 12]
 
 
-def _spelt(value: float) -> str:
+def spelt(value: float) -> str:
+    """A tick's value, as a power of ten where that is shorter."""
     if 1e-3 <= value < 1e4:
         return f"{value:.4g}"
     digit, exponent = f"{value:.2e}".split("e")

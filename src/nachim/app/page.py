@@ -30,6 +30,13 @@ h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 .gaps { background: var(--card); border: 1px solid var(--wait); border-radius: 8px; padding: .5rem 1rem; }
 .gaps.bad { border-color: var(--bad); }
 .gaps ul { margin: .3rem 0; padding-left: 1.2rem; }
+.knobs { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: .5rem 1.6rem;
+  margin: 1rem 0; }
+.knobs label { display: grid; grid-template-columns: 1fr auto; font-size: .9rem; color: var(--soft); }
+.knobs output { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
+.knobs input { grid-column: 1 / -1; width: 100%; margin: .3rem 0; accent-color: var(--soft); }
+button { font: inherit; color: var(--ink); background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  padding: .3rem .9rem; cursor: pointer; }
 figure { margin: .4rem 0 0; break-inside: avoid; }
 figcaption { margin-top: .6rem; }
 figcaption, .note { color: var(--soft); font-size: .9rem; max-width: 62rem; }
@@ -61,10 +68,11 @@ def safe(value: object) -> Html:
     return value if isinstance(value, Html) else Html(html.escape(str(value)))
 
 
-def element(tag: str, *inside: object, kind: str = "") -> Html:
-    """<tag class=kind> around `inside`, whose text is escaped."""
-    attribute = f' class="{html.escape(kind)}"' if kind else ""
-    return Html(f"<{tag}{attribute}>{''.join(safe(each) for each in inside)}</{tag}>")
+def element(tag: str, *inside: object, kind: str = "", **attributes: object) -> Html:
+    """<tag class=kind attribute=...> around `inside`; text and attributes are escaped."""
+    given = {**({"class": kind} if kind else {}), **attributes}
+    said = "".join(f' {name}="{html.escape(str(value))}"' for name, value in given.items())
+    return Html(f"<{tag}{said}>{''.join(safe(each) for each in inside)}</{tag}>")
 
 
 def cards(entries: Iterable[tuple[str, str, str]]) -> Html:
