@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from nachim.app.figures import ROUND
 from nachim.app.plan import LARGEST_SERVED, SMALLEST_SERVED, Serve
 from nachim.budget.deploy import BISECTIONS, FEWEST, MOST
 from nachim.budget.designs import EPSILON, RANK, SMALL, Asked, shapes_between
@@ -23,6 +24,8 @@ WIDER = 4.0
 """How much further than the plan's own shapes those reach that a slid budget needs: M grows as C^0.5."""
 GRID = 60
 """Points of the loss surface to a side."""
+AROUND = 30.0
+"""How far around the optimum the surface is drawn, as a factor either way."""
 KNOBS = (
     # name, what it says, lowest, highest; a factor of the plan's own value where `relative`
     ("served", "tokens served a day", 1e6, 1e12, False),
@@ -74,17 +77,19 @@ def facts_of(plan: dict[str, Any]) -> dict[str, Any]:
         "shapes": shapes(plan, asked, said, device),
         "start": start(plan, said, device),
         "knobs": knobs(plan, asked, device),
+        "round": [[float(digit) for digit in digits] for digits in ROUND],
     }
-    return found | {"grid": grid(found)}
+    return found | {"grid": grid(plan, found)}
 
 
-def grid(facts: dict[str, Any]) -> dict[str, list[float]]:
-    """Scales and tokens of the loss surface: all that the budget's slider can reach around the optimum."""
-    x = [shape["x"] for shape in facts["shapes"]]
-    budgets = next((knob["low"], knob["high"]) for knob in facts["knobs"] if knob["name"] == "flops")
-    middle = [facts["start"]["flops"] / shape["flopsPerToken"] for shape in facts["shapes"]]
-    reach = math.sqrt(budgets[1] / budgets[0])
-    return {"x": _spaced(min(x), max(x)), "tokens": _spaced(min(middle) / reach, max(middle) * reach)}
+def grid(plan: dict[str, Any], facts: dict[str, Any]) -> dict[str, list[float]]:
+    """Scales and tokens of the loss surface: what the budget's slider reaches around the optimum."""
+    scales, tokens = [shape["x"] for shape in facts["shapes"]], plan["optimum"]["tokens"]
+    middle = plan["budget"]["flops"] / facts["lossLaw"]["unit"] / tokens
+    return {
+        "x": _spaced(max(min(scales), middle / AROUND), min(max(scales), middle * AROUND)),
+        "tokens": _spaced(tokens / AROUND, tokens * AROUND),
+    }
 
 
 def _spaced(low: float, high: float) -> list[float]:
@@ -123,23 +128,29 @@ def knobs(plan: dict[str, Any], asked: Asked, device: Device) -> list[dict[str, 
 
 
 def shapes(plan: dict[str, Any], asked: Asked, said: Serve, device: Device) -> list[dict[str, Any]]:
-    """The plan's designs, and real shapes below, at and above them, by M; what a served token of each costs.
-
-    `offered` ones are those that a deployment chooses from; where they stand in the plan they are its own.
-    """
-    cost = plan["designs"][0]["flops_per_token"]
-    low, high = SMALLEST_SERVED * cost, LARGEST_SERVED * cost
-    dearest = dataclasses.replace(asked, flops=min(REACH * asked.flops, SMALL / 1.001 if asked.small else math.inf))
-    models = [
-        *shapes_between(asked, low / WIDER, low),
-        *shapes_between(asked, low, high),
-        *shapes_between(dearest, high, WIDER * high),
-    ]
-    found = {_size(one): one for one in (_offered(model, asked, said, device) for model in models)}
+    """The plan's designs, and the models that a deployment chooses from (`offered`), by M; what serving those takes."""
+    found = {_size(one): one for one in (_offered(model, asked, said, device) for model in models(plan, asked))}
     for rank, design in enumerate(plan["designs"]):
         one = _design(design, asked)
         found.setdefault(_size(one), one)["rank"] = rank
     return sorted(found.values(), key=lambda one: one["flopsPerToken"])
+
+
+def models(plan: dict[str, Any], asked: Asked) -> list[Decoder]:
+    """What a deployment chooses from in the plan, and below and above it what it would with another budget."""
+    cost = plan["designs"][0]["flops_per_token"]
+    low, high = SMALLEST_SERVED * cost, LARGEST_SERVED * cost
+    dearest = dataclasses.replace(asked, flops=min(REACH * asked.flops, SMALL / 1.001 if asked.small else math.inf))
+    return [
+        *shapes_between(asked, low / WIDER, low),
+        *shapes_between(asked, low, high),
+        *shapes_between(dearest, high, WIDER * high),
+    ]
+
+
+def shape_name(one: dict[str, Any]) -> str:
+    """Layers × width, on one line whatever the room."""
+    return f"{one['n_layers']}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}{one['d_model']:,}"
 
 
 def _size(shape: dict[str, Any]) -> tuple[str, int, int]:
@@ -162,7 +173,7 @@ def _offered(model: Decoder, asked: Asked, said: Serve, device: Device) -> dict[
 def _design(design: dict[str, Any], asked: Asked) -> dict[str, Any]:
     """A shape that is trained only. The head takes 6·d·V FLOP a token, three passes over a matrix."""
     return {
-        "name": f"{design['n_layers']} × {design['d_model']:,}",
+        "name": shape_name(design),
         "params": design["params_total"],
         "x": float(design[asked.loss_law.scale]),
         "flopsPerToken": design["flops_per_token"],

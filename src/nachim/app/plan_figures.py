@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -11,16 +12,14 @@ from plotly.colors import sample_colorscale
 
 from nachim.app.figures import BAND, DEPTH, FORECAST, LAW, MEASURED, SHAPES, TEMPLATE, round_ticks, spelt
 
-D_TITLE, LOSS, DOLLARS = "D, training tokens", "loss, nat/token", "dollars"
+D_TITLE, SIZE, LOSS, DOLLARS = "D, training tokens", "parameters in all", "loss, nat/token", "dollars"
 ISO, CHINCHILLA, FREE = "#e11d48", "#e8704a", "rgba(128,136,150,0.25)"
 SERVE_LINE = "#8a4fc7"
-TOKENS, MONEY = (1e4, 1e16), (1e-6, 1e14)
-"""Ranges that no slider leaves, for ticks."""
 
 
 def moving(facts: dict[str, Any]) -> dict[str, go.Figure]:
     """The figures that sliders move, by the name under which plan_page.js finds them."""
-    return {"surface": surface(facts), "slice": isoflop(facts), "cost": cost(facts), "split": split(facts)}
+    return {"surface": surface(facts), "slice": isoflop(facts), "cost": cost(), "split": split()}
 
 
 def surface(facts: dict[str, Any]) -> go.Figure:
@@ -50,70 +49,66 @@ def isoflop(facts: dict[str, Any]) -> go.Figure:
     _points(fig, "real shapes", SHAPES[3], "circle-open", 7)
     _points(fig, "designs of the plan", FORECAST, "circle", 9)
     _points(fig, "the law's optimum", MEASURED, "star", 15)
-    fig.update_xaxes(_log(facts["lossLaw"]["title"], facts["grid"]["x"], dense=True))
+    fig.update_xaxes(type="log", title=facts["lossLaw"]["title"])
     return fig.update_yaxes(title=LOSS)
 
 
-def cost(facts: dict[str, Any]) -> go.Figure:
+def cost() -> go.Figure:
     """Total dollars over parameters and tokens; the line of the wanted loss, Chinchilla's point and the chosen one."""
     fig = _empty(500)
-    ticks = [float(f"{digit}e{power}") for power in range(-6, 14) for digit in (1, 2, 5)]
     bar = {"title": DOLLARS, "len": 0.62, "y": 0.31, "thickness": 18}
-    fig.add_contour(
-        colorscale=DEPTH, ncontours=24, line={"width": 0.5}, hovertemplate="$10<sup>%{z:.2f}</sup><extra></extra>",
-        colorbar=bar | {"tickvals": _log10(ticks), "ticktext": [f"${short_money(each)}" for each in ticks]},
-    )  # fmt: skip
+    fig.add_contour(colorscale=DEPTH, ncontours=24, line={"width": 0.5}, colorbar=bar, hoverinfo="skip")
     line = {"color": ISO, "dash": "dash", "width": 2}
     fig.add_scatter(mode="lines+markers", line=line, marker={"size": 5}, name="the wanted loss", hoverinfo="skip")
     _two_models(fig)
-    fig.update_xaxes(_log("parameters in all", _params(facts), dense=True))
-    return fig.update_yaxes(_log(D_TITLE, TOKENS, dense=True))
+    fig.update_xaxes(type="log", title=SIZE)
+    return fig.update_yaxes(type="log", title=D_TITLE)
 
 
-def split(facts: dict[str, Any]) -> go.Figure:
+def split() -> go.Figure:
     """Dollars over parameters at the wanted loss: training, serving, and both."""
     fig = _empty(430)
     for name, colour, width in (("training", SHAPES[0], 2), ("serving", SERVE_LINE, 2), ("both", LAW, 3)):
         fig.add_scatter(mode="lines", line={"color": colour, "width": width}, name=name)
     _two_models(fig)
-    fig.update_xaxes(_log("parameters in all", _params(facts), dense=True))
-    return fig.update_yaxes(_log(DOLLARS, MONEY, dense=True, money=True))
+    fig.update_xaxes(type="log", title=SIZE)
+    return fig.update_yaxes(type="log", title=DOLLARS)
 
 
-def bar(parts: Sequence[tuple[str, float]], unit: str, total: float, rest: str) -> go.Figure:
-    """One bar of `parts` (name, amount) stacked to `total`, in `unit`; what is left of it is called `rest`."""
-    fig = _empty(250)
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a bar: what it is, how much, and its colour."""
+
+    name: str
+    amount: float
+    colour: str
+
+
+def pieces(parts: Sequence[tuple[str, float]], total: float, rest: str) -> list[Piece]:
+    """Those of `parts` (name, amount) that are not zero, and what is left to `total`, called `rest`."""
     held = [(name, amount) for name, amount in parts if amount > 0]
-    colours = sample_colorscale(SHAPES, [i / max(1, len(held) - 1) for i in range(len(held))])
+    colours = sample_colorscale(SHAPES, [place / max(1, len(held) - 1) for place in range(len(held))])
+    found = [Piece(name, amount, colour) for (name, amount), colour in zip(held, colours, strict=True)]
     left = total - sum(amount for _, amount in held)
-    for (name, amount), colour in zip(held, colours, strict=True):
-        _piece(fig, name, amount, unit, colour)
-    if left > 1e-9 * total:
-        _piece(fig, rest, left, unit, FREE)
-    fig.update_layout(barmode="stack", margin={"l": 12, "r": 20, "t": 90, "b": 50}, bargap=0.25)
-    fig.update_yaxes(visible=False)
-    return fig.update_xaxes(title=unit, range=[0, 1.02 * max(total, sum(amount for _, amount in held))])
+    return [*found, Piece(rest, left, FREE)] if left > 1e-9 * total else found
 
 
-def short_money(value: float) -> str:
-    """Dollars as 20k, 5M."""
-    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:g}{letter}"
-    return f"{value:g}"
-
-
-def _piece(fig: go.Figure, name: str, amount: float, unit: str, colour: str) -> None:
-    said = f"{name}: {amount:.3g} {unit}"
-    fig.add_bar(
-        x=[amount], y=[""], orientation="h", name=said, marker={"color": colour, "line": {"width": 0}},
-        hovertemplate=f"{said}<extra></extra>",
-    )  # fmt: skip
+def bar(held: Sequence[Piece], unit: str) -> go.Figure:
+    """One bar of the pieces, each as long as its amount in `unit`."""
+    fig = _empty(150)
+    for piece in held:
+        said = f"{piece.name}: {piece.amount:.3g} {unit}"
+        fig.add_bar(
+            x=[piece.amount], y=[""], orientation="h", marker={"color": piece.colour, "line": {"width": 0}},
+            hovertemplate=f"{said}<extra></extra>", showlegend=False,
+        )  # fmt: skip
+    fig.update_layout(barmode="stack", margin={"l": 12, "r": 20, "t": 10, "b": 50}, bargap=0.2)
+    return fig.update_yaxes(visible=False).update_xaxes(title=unit)
 
 
 def _empty(height: int) -> go.Figure:
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}}
-    return go.Figure(layout={"template": TEMPLATE, "legend": legend, "height": height})
+    return go.Figure(layout={"template": TEMPLATE, "legend": legend, "height": height, "xaxis": {"automargin": True}})
 
 
 def _points(fig: go.Figure, name: str, colour: str, symbol: str, size: int) -> None:
@@ -128,24 +123,10 @@ def _two_models(fig: go.Figure) -> None:
     _points(fig, "cheapest in all", MEASURED, "star", 16)
 
 
-def _params(facts: dict[str, Any]) -> list[float]:
-    return [shape["params"] for shape in facts["shapes"]]
-
-
-def _log10(values: Sequence[float]) -> list[float]:
-    return [math.log10(value) for value in values]
-
-
 def _range(values: Sequence[float]) -> list[float]:
-    return _log10([min(values), max(values)])
+    return [math.log10(min(values)), math.log10(max(values))]
 
 
-def _log(title: str, values: Sequence[float], dense: bool = False, money: bool = False) -> dict[str, Any]:
-    """A logarithmic axis over `values`; `dense` has 1, 2 and 5 of every decade, for axes that are zoomed into."""
-    low, high = min(values), max(values)
-    ticks = round_ticks(low, high)
-    if dense:
-        every = (float(f"{digit}e{power}") for power in range(-8, 20) for digit in (1, 2, 5))
-        ticks = [value for value in every if low / 2 <= value <= 2 * high]
-    said = [f"${short_money(each)}" if money else spelt(each) for each in ticks]
-    return {"type": "log", "title": title, "tickvals": ticks, "ticktext": said}
+def _log(title: str, values: Sequence[float]) -> dict[str, Any]:
+    ticks = round_ticks(min(values), max(values))
+    return {"type": "log", "title": title, "tickvals": ticks, "ticktext": [spelt(each) for each in ticks]}

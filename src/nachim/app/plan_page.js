@@ -30,6 +30,28 @@ function clock(hours) {
   return `${Number((hours * unit).toPrecision(3))} ${word}`;
 }
 
+// nachim.app.figures.round_ticks
+function roundTicks(facts, low, high) {
+  const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
+  const decades = Array.from({ length: last - first + 1 }, (_, place) => first + place);
+  const sets = facts.round.map((digits) => decades.flatMap((decade) => digits.map((digit) => Number(`${digit}e${decade}`)))
+    .filter((value) => low / 1.1 <= value && value <= high * 1.1));
+  const inside = sets.find((values) => values.length >= 4) || sets[sets.length - 1];
+  return inside.filter((_, place) => place % (1 + Math.floor(inside.length / 12)) === 0);
+}
+
+// nachim.app.figures.spelt
+function spelt(value) {
+  if (value >= 1e-3 && value < 1e4) return String(Number(value.toPrecision(4)));
+  const [digit, exponent] = value.toExponential(2).split("e");
+  const raised = `10<sup>${Number(exponent)}</sup>`;
+  return Number(digit) === 1 ? raised : `${Number(digit)}×${raised}`;
+}
+
+function tickMoney(value) {
+  return value < 1e3 ? `$${Number(value.toPrecision(3))}` : `$${short(value).replace(" ", "").replace("G", "B")}`;
+}
+
 const SAID = {
   flops: power,
   served: (value) => (value === 0 ? "none" : `${short(value)}`),
@@ -67,7 +89,7 @@ function settingOf(facts, hash) {
 
 function hashOf(facts, setting) {
   const moved = facts.knobs.filter((knob) => setting[knob.name] !== facts.start[knob.name]);
-  return moved.map(({ name }) => `${name}=${setting[name] || "none"}`).join("&");
+  return moved.map(({ name }) => `${name}=${setting[name] || "none"}`.replace("+", "")).join("&"); // a + is a blank there
 }
 
 function counted(value, what) {
@@ -151,7 +173,9 @@ function costTraces(facts, setting, found) {
   };
   const x = curve.map((one) => one.shape.params);
   const z = y.map((tokens) => curve.map((one) => dollars(one.shape, tokens)));
-  return [{ x, y, z }, { x, y: many }, ...twoModels(found, "tokens")];
+  const ticks = roundTicks(facts, ...ends([{ z: z.flat() }], "z").map((value) => 10 ** value));
+  const bar = { "colorbar.tickvals": ticks.map(Math.log10), "colorbar.ticktext": ticks.map(tickMoney) };
+  return [{ x, y, z, ...bar }, { x, y: many }, ...twoModels(found, "tokens")];
 }
 
 // Traces of plan_figures.split.
@@ -239,22 +263,35 @@ function showBreakEven(facts, setting, found) {
   );
 }
 
-function fill(name, traces) {
+// Values between the least and the greatest of all traces' `axis`; a surface's values are logarithms.
+function ends(traces, axis) {
+  const values = traces.flatMap((trace) => trace[axis] || []).filter((value) => value !== null);
+  return [Math.min(...values), Math.max(...values)];
+}
+
+// The figure `name` with these traces, and round ticks on its logarithmic axes: {axis: how a value is spelt}.
+function fill(facts, name, traces, axes) {
   const keys = [...new Set(traces.flatMap(Object.keys))];
   const update = Object.fromEntries(keys.map((key) => [key, traces.map((trace) => trace[key])]));
-  Plotly.restyle(name, update, traces.map((_, place) => place));
+  const layout = {};
+  for (const [axis, spelling] of Object.entries(axes)) {
+    const ticks = roundTicks(facts, ...ends(traces, axis));
+    layout[`${axis}axis.tickvals`] = ticks;
+    layout[`${axis}axis.ticktext`] = ticks.map(spelling);
+  }
+  Plotly.update(name, update, layout, traces.map((_, place) => place));
 }
 
 function show(facts, setting) {
   const found = deployment(facts, setting);
   showCards(answers(facts, setting, found));
   showBreakEven(facts, setting, found);
-  fill("surface", surfaceTraces(facts, setting));
-  fill("slice", sliceTraces(facts, setting));
+  fill(facts, "surface", surfaceTraces(facts, setting), {});
+  fill(facts, "slice", sliceTraces(facts, setting), { x: spelt });
   document.getElementById("money").hidden = !found;
   if (!found) return;
-  fill("cost", costTraces(facts, setting, found));
-  fill("split", splitTraces(found));
+  fill(facts, "cost", costTraces(facts, setting, found), { x: spelt, y: spelt });
+  fill(facts, "split", splitTraces(found), { x: spelt, y: tickMoney });
 }
 
 function start(facts) {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import nachim
 from nachim.app.page import Html, bullets, cards, document, element, figure, folded, power, short, table
-from nachim.app.plan_facts import facts_of
+from nachim.app.plan_facts import facts_of, shape_name
 from nachim.app.plan_tables import MEMORY, clock
 from nachim.spec.disk import write_text
 
@@ -39,7 +39,7 @@ def page_of(plan: dict[str, Any]) -> str:
         f"nachim plan: {power(plan['budget']['flops'])} FLOP",
         script,
         element("header", element("h1", "nachim plan")),
-        element("div", answer(plan), kind="verdict good"),
+        element("div", answer(plan), kind="verdict"),
         bullets("Know before you believe it", warned, "gaps"),
         cards(cards_of(plan)),
         *_sliders(plan, facts),
@@ -217,7 +217,7 @@ def _designs(plan: dict[str, Any]) -> Iterator[Html]:
 
 def _design_row(one: dict[str, Any]) -> list[object]:
     return [
-        f"{one['n_layers']} × {one['d_model']:,}",
+        shape_name(one),
         f"{one['n_heads']} / {one['n_kv_heads']}",
         short(one["params_total"]),
         short(one["flops_per_token"]),
@@ -235,8 +235,6 @@ def _design_row(one: dict[str, Any]) -> list[object]:
 
 def _where(plan: dict[str, Any]) -> Iterator[Html]:
     """Layout, memory and time of the first design."""
-    from nachim.app.plan_figures import bar
-
     layout, memory, time = plan["layout"], plan["memory"], plan["time"]
     degrees = ", ".join(f"{name} {layout[name]}" for name in ("dp", "tp", "pp", "cp", "ep") if layout[name] > 1)
     yield element("h2", "Where it runs")
@@ -248,12 +246,12 @@ def _where(plan: dict[str, Any]) -> Iterator[Html]:
     unit, size = ("GB", 1e9) if memory["device_bytes"] >= 1e10 else ("MB", 1e6)
     parts = [(name, memory[name] / size) for name in MEMORY]
     moved = f", and {short(memory['host'])}B in host memory" if memory["host"] else ""
-    yield figure(
+    yield _bar(
         "Memory",
-        _markup(bar(parts, unit, memory["device_bytes"] / size, "free"), "memory"),
+        parts,
+        (unit, memory["device_bytes"] / size),
         f"{short(memory['total'])}B of {short(memory['device_bytes'])}B on the fullest device at its fullest moment, "
         f"the {memory['moment']}{moved}.",
-        "",
     )
     seconds = sum(time[name] for name in TIME)
     unit, size = ("s", 1.0) if seconds >= 1 else ("ms", 1e-3)
@@ -263,12 +261,33 @@ def _where(plan: dict[str, Any]) -> Iterator[Html]:
         if measured
         else ""
     )
-    yield figure(
+    yield _bar(
         "One step",
-        _markup(bar([(name, time[name] / size) for name in TIME], unit, seconds / size, ""), "time"),
+        [(name, time[name] / size) for name in TIME],
+        (unit, seconds / size),
         f"{clock(seconds / 3600)} a step by a roofline of every part; of communication what nothing hides.{said}",
-        "",
     )
+
+
+def _bar(title: str, parts: list[tuple[str, float]], total: tuple[str, float], caption: str) -> Html:
+    """A stacked bar up to `total` (unit, amount), and its pieces as a table."""
+    from nachim.app.plan_figures import bar, pieces
+
+    unit, whole = total
+    held = pieces(parts, whole, "free")
+    rows = [
+        [
+            element("span", "■", style=f"color: {one.colour}"),
+            one.name,
+            f"{one.amount:.3g}",
+            f"{100 * one.amount / whole:.1f} %",
+        ]
+        for one in held
+    ]
+    drawn = Html(
+        _markup(bar(held, unit), title.lower().replace(" ", "-")) + table(("", "", unit, "share"), rows, left=2)
+    )
+    return figure(title, drawn, caption, "")
 
 
 def _serving(plan: dict[str, Any]) -> Iterator[Html]:
@@ -323,7 +342,7 @@ def _identity(point: dict[str, Any]) -> tuple[int, int, int]:
 def _served_row(one: dict[str, Any], mark: str) -> list[object]:
     head = [
         mark,
-        f"{one['n_layers']} × {one['d_model']:,}",
+        shape_name(one),
         short(one["params_total"]),
         short(one["tokens"]),
         money(one["train_dollars"]),
