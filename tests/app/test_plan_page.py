@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -344,7 +343,3 @@ def test_a_device_without_a_price_is_taken_at_a_dollar(plans):
     page = page_of(made)
     assert "$1 an hour stands in for it" in page
     assert not re.search(r">money</span>|>energy</span>", page)
-
-
-def test_scripts_are_in_the_package():
-    assert all(Path(str(files("nachim.app"))).joinpath(name).is_file() for name in SCRIPTS)

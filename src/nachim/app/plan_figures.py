@@ -43,7 +43,7 @@ def surface(facts: dict[str, Any]) -> go.Figure:
 def isoflop(facts: dict[str, Any]) -> go.Figure:
     """Loss over scale at the budget: the law's curve, the band of epsilon, every real shape, the plan's designs."""
     fig = _empty(430)
-    within = f"{100 * facts['epsilon']:g} % more than the least loss"
+    within = f"up to {100 * facts['epsilon']:g} % more than the least of a real shape"
     fig.add_scatter(fill="toself", fillcolor=BAND, mode="lines", line={"width": 0}, name=within, hoverinfo="skip")
     fig.add_scatter(mode="lines", line={"color": LAW, "width": 2}, name="the law at this budget", hoverinfo="skip")
     _points(fig, "real shapes", SHAPES[3], "circle-open", 7)

@@ -65,7 +65,8 @@ const SAID = {
 function valueAt(knob, place) {
   if (knob.none === "low" && place === 0) return 0;
   if (knob.none === "high" && place === STEPS) return null;
-  return knob.low * (knob.high / knob.low) ** (place / STEPS);
+  const value = Number((knob.low * (knob.high / knob.low) ** (place / STEPS)).toPrecision(4));
+  return Math.min(knob.high, Math.max(knob.low, value));
 }
 
 function placeOf(knob, value) {
@@ -139,12 +140,14 @@ function sliceTraces(facts, setting) {
   const top = Math.max((1 + 8 * facts.epsilon) * least, (1 + facts.epsilon) * best.loss);
   const shown = line.filter((one) => one.loss <= top);
   const ends = [shown[0].x, shown[shown.length - 1].x];
-  const around = spent(facts, setting).filter((one) => one.loss <= top).sort(byName("x"));
+  const real = spent(facts, setting);
+  const around = real.filter((one) => one.loss <= top).sort(byName("x"));
   const mine = around.filter((one) => one.shape.rank !== null);
   const points = (found) => ({ x: found.map((one) => one.shape.x), y: found.map((one) => one.loss), text: hover(found) });
-  const upper = (1 + facts.epsilon) * least;
+  const lower = Math.min(...real.map((one) => one.loss));
+  const upper = (1 + facts.epsilon) * lower;
   return [
-    { x: [ends[0], ends[1], ends[1], ends[0]], y: [least, least, upper, upper] },
+    { x: [ends[0], ends[1], ends[1], ends[0]], y: [lower, lower, upper, upper] },
     { x: shown.map((one) => one.x), y: shown.map((one) => one.loss) },
     points(around),
     points(mine),
@@ -188,6 +191,12 @@ function splitTraces(found) {
   return [line("train"), line("serve"), line("total"), ...twoModels(found, "total")];
 }
 
+function edge(facts, shape) {
+  const { shapes } = facts;
+  if (shape === shapes[shapes.length - 1]) return "; the largest looked at";
+  return shape === shapes[0] ? "; the smallest looked at" : "";
+}
+
 // What the cards say: [what, number, note].
 function answers(facts, setting, found) {
   const best = optimum(facts, setting);
@@ -197,7 +206,7 @@ function answers(facts, setting, found) {
   const epochs = setting.unique === null ? "all fresh" : `${Number((design.tokens / setting.unique).toPrecision(3))} epochs`;
   const cards = [
     ["the law's optimum", `${short(best.flopsPerToken)}FLOP/token`, `${counted(best.tokens, "tokens")}, loss ${best.loss.toFixed(4)}`],
-    ["shape to train", design.shape.name, `${sized(design)}, ${epochs}`],
+    ["shape to train", design.shape.name, `${sized(design)}, ${epochs}${edge(facts, design.shape)}`],
     ["its loss", `${design.loss.toFixed(4)} nat/token`, `by the law ${facts.lossLaw.name}`],
     ["training it", money(trainDollars(facts, design.shape, design.tokens, setting)), `${clock(hours / count)} on ${count} × ${name}`],
   ];

@@ -151,14 +151,20 @@ def _sliders(plan: dict[str, Any], facts: dict[str, Any]) -> Iterator[Html]:
         "One budget, all sizes",
         drawn["slice"],
         "The dashed line of the surface, seen from the side: small models on many tokens at the left, large ones on "
-        "few at the right. Anything in the band is as good as a law can tell.",
+        "few at the right. What lies in the band is as good as a law can tell; shapes lie off the curve where their "
+        "exact M differs from what the law counts.",
         "",
     )
-    yield element(
+    yield _money(drawn["cost"], drawn["split"])
+
+
+def _money(cost: Html, split: Html) -> Html:
+    """What training and serving cost together; hidden where no shape can be served."""
+    return element(
         "div",
         figure(
             "Training and serving together",
-            drawn["cost"],
+            cost,
             "Total dollars over size and training tokens; darker is cheaper. Along the dashed line every model "
             "reaches the same loss: Chinchilla's point is the cheapest to train, the star the cheapest with serving.",
             "",
@@ -166,7 +172,7 @@ def _sliders(plan: dict[str, Any], facts: dict[str, Any]) -> Iterator[Html]:
         element("h2", "What the same loss costs"),
         element(
             "figure",
-            drawn["split"],
+            split,
             element("figcaption", "The same dashed line over size: what training, serving and both cost."),
         ),
         element("h2", "Break-even"),
