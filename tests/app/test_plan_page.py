@@ -196,6 +196,23 @@ def test_before_it_is_moved_the_script_says_what_the_plan_says(plans, browsed, n
     assert len(first["deployment"]["curve"]) == len(made["serving"]["curve"])
 
 
+def test_a_shape_that_was_asked_for_stays():
+    made = planned(Means(flops=1e21, shape="60x1536x12x4"), Serve(serve_tokens_per_day=1e9))
+    facts = facts_of(made)
+    first = in_browser("deployment(facts, facts.start)", facts=facts)
+    assert first["loss"] == near(made["serving"]["loss"])
+    assert first["chosen"]["total"] == near(made["serving"]["chosen"]["total_dollars"])
+    moved = facts["start"] | {"flops": 5e21}
+    assert in_browser("bestDesign(facts, moved).shape.name", facts=facts, moved=moved) == "60\xa0×\xa01,536"
+
+
+def test_the_least_loss_of_a_total_stays():
+    made = planned(Means(dollars=20000.0), Serve(serve_tokens_per_day=2e9, total_dollars=50000.0))
+    first = in_browser("deployment(facts, facts.start)", facts=facts_of(made))
+    assert first["loss"] == near(made["serving"]["loss"])
+    assert first["chosen"]["total"] == near(made["serving"]["chosen"]["total_dollars"])
+
+
 def test_a_wanted_loss_stays_where_sliders_are_moved():
     made = planned(Means(flops=1e21), Serve(serve_tokens_per_day=1e9, loss=2.4))
     facts = facts_of(made)

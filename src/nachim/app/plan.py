@@ -227,6 +227,7 @@ def _asked(made: Plan, law: str, serve: Serve) -> dict[str, Any]:
     return {
         "command": shlex.join(["nachim", *sys.argv[1:]]),
         "law": law,
+        "shape": made.wish.shape,
         "seq_len": made.asked.seq_len,
         "vocab_size": made.asked.vocab_size,
         "device": made.cluster.device.to_json(),

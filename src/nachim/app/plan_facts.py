@@ -70,6 +70,7 @@ def facts_of(plan: dict[str, Any]) -> dict[str, Any]:
         "fewest": FEWEST,
         "most": MOST,
         "bisections": BISECTIONS,
+        "fixed": plan["asked"]["shape"] is not None,
         "offered": [SMALLEST_SERVED, LARGEST_SERVED],
         "wanted": plan["serving"]["loss"] if wanted and plan["serving"] else None,
         "device": {"name": device.name, "count": asked.devices, "peak": device.peak(plan["layout"]["precision"])},

@@ -113,11 +113,13 @@ function spent(facts, setting) {
   });
 }
 
-// The first of the plan's own designs that is within the planner's rank of the least loss, else the one of least loss.
+// The first of the plan's own designs that is within the planner's rank of the least loss, else the shape of least
+// loss; the plan's own where its shape was asked for.
 function bestDesign(facts, setting) {
   const found = spent(facts, setting);
   const least = found.reduce((one, other) => (other.loss < one.loss ? other : one));
-  const near = found.filter((one) => one.shape.rank !== null && one.loss <= (1 + facts.rank) * least.loss);
+  const enough = facts.fixed ? Infinity : (1 + facts.rank) * least.loss;
+  const near = found.filter((one) => one.shape.rank !== null && one.loss <= enough);
   return near.reduce((one, other) => (one === null || other.shape.rank < one.shape.rank ? other : one), null) || least;
 }
 
