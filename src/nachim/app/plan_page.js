@@ -5,6 +5,8 @@
 const PREFIXES = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 const STEPS = 1000;
 const NEIGHBOURS = 3;
+// Models that cost more than so many times the cheapest are not drawn: they would hide what matters.
+const DEAR = 10;
 
 function short(value) {
   const [unit, prefix] = PREFIXES.find(([each]) => Math.abs(value) >= each) || [1, ""];
@@ -158,15 +160,20 @@ function sliceTraces(facts, setting) {
 function twoModels(found, up) {
   const point = (one) => ({
     x: [one.shape.params],
-    y: [one[up]],
+    y: [one[up] === Infinity ? null : one[up]],
     text: [`${one.shape.name}: training ${money(one.train)}, serving ${money(one.serve)}`],
   });
   return [point(found.chinchilla), point(found.chosen)];
 }
 
+function drawn(found) {
+  const kept = (one) => one === found.chinchilla || one.total <= DEAR * found.chosen.total;
+  return found.curve.filter(kept).sort(byName("params"));
+}
+
 // Traces of plan_figures.cost.
 function costTraces(facts, setting, found) {
-  const curve = [...found.curve].sort(byName("params"));
+  const curve = drawn(found);
   const many = curve.map((one) => one.tokens);
   const [low, high] = [Math.min(...many) / 1.3, Math.max(...many) * 1.3];
   const y = Array.from({ length: 24 }, (_, step) => low * (high / low) ** (step / 23));
@@ -183,7 +190,7 @@ function costTraces(facts, setting, found) {
 
 // Traces of plan_figures.split.
 function splitTraces(found) {
-  const curve = [...found.curve].sort(byName("params"));
+  const curve = drawn(found);
   const line = (name) => ({
     x: curve.map((one) => one.shape.params),
     y: curve.map((one) => (one[name] > 0 && one[name] !== Infinity ? one[name] : null)),
