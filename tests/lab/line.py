@@ -13,6 +13,7 @@ from nachim.budget.shape import shape
 from nachim.budget.throughput import Throughput
 from nachim.data.prepare import prepare
 from nachim.lab import ladder, size, study
+from nachim.lab.sweep import sweep
 from nachim.spec import Machine
 from nachim.spec.disk import write_text
 
@@ -49,7 +50,7 @@ def main(root: Path) -> None:
         design="trunks",
         levels=tuple(ladder.budgets(TOP, count=5, span=4.0)),
         shapes=shapes,
-        sweep=ladder.sweep(asked.recipe(), shapes[0], TOP / 4),
+        sweep=sweep(asked.recipe(), shapes[0], TOP / 4),
         target_flops=2 * TOP,
         sweep_seconds=1.0,
         ladder_seconds=1.0,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from nachim.budget.shape import shape
-from nachim.lab.recipe import Recipe, take_best
-from nachim.law.observe import Observations
+from nachim.lab.recipe import Recipe
 from nachim.spec import BPE, WSD, Cosine, Data, MultiStep, UserError
 
 DATA = Data(tokenizer=BPE(vocab_size=512), seq_len=128)
@@ -54,18 +52,3 @@ def test_schedule_by_name(name: str, kind: type) -> None:
 def test_negative_factor_is_refused() -> None:
     with pytest.raises(UserError, match="lr_factor"):
         recipe(lr_factor=-1.0)
-
-
-def test_the_best_of_a_broken_sweep_is_taken() -> None:
-    flops, rates = np.full(3, 1e11), np.array([0.005, 0.01, 0.01])
-    table = Observations(
-        tokens=np.full(3, 1e6),
-        loss=np.array([2.2, 2.0, 2.1]),
-        flops_per_token=np.full(3, 1e5),
-        flops=flops,
-        lr=rates,
-        batch_tokens=np.array([256.0, 512.0, 256.0]),
-    )
-    found = take_best(recipe(lr_factor=3.0, batch_factor=0.2), table)
-    assert float(found.transfer.lr(1e11)) == pytest.approx(0.01, rel=1e-3)
-    assert found.batch_tokens(1e11) == 512

@@ -107,15 +107,3 @@ def make_ladder(
             f"within {unique_tokens:,} tokens: choose other budgets, a smaller batch or more text"
         )
     return Ladder(chains=tuple(chains))
-
-
-def sweep(recipe: Recipe, model: Decoder, flops: float) -> Ladder:
-    """Half, one and two times the recipe's learning rate, and its batch, at one budget: five separate runs."""
-    tokens = flops / model.flops_per_token(recipe.data.seq_len)
-    factors = [(0.5, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 0.5), (1.0, 2.0)]
-    recipes = [
-        dataclasses.replace(recipe, lr_factor=recipe.lr_factor * lr, batch_factor=recipe.batch_factor * batch)
-        for lr, batch in factors
-    ]
-    runs = dict.fromkeys(each.run(model, flops, tokens) for each in recipes)
-    return Ladder(chains=tuple(Chain(runs=(run,)) for run in runs))

@@ -6,10 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
-from nachim.law.observe import Observations
-from nachim.law.transfer import Transfer, batch_opt, lr_opt
+from nachim.law.transfer import Transfer
 from nachim.spec import WSD, AdamW, Cosine, Data, Decoder, MultiStep, Muon, Part, Run, Train, Validation
 
 
@@ -70,15 +67,3 @@ class Recipe(Part):
         return Run(
             model=model, data=data, train=train, validation=Validation(tokens=self.validation_tokens, times=times)
         )
-
-
-def take_best(recipe: Recipe, observed: Observations) -> Recipe:
-    """`recipe` with the learning rate and batch of the best run of a sweep, for a sweep that lacks some of its runs."""
-    best = int(np.argmin(observed.loss))
-    flops, rates, batches = observed.flops[best], observed.lr, observed.batch_tokens
-    assert rates is not None and batches is not None  # a sweep's table has both
-    return replace(
-        recipe,
-        lr_factor=round(float(rates[best] / lr_opt(flops)), 4),
-        batch_factor=round(float(batches[best] / batch_opt(flops)), 4),
-    )

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from nachim.budget.cost import disk_bytes, makespan
 from nachim.budget.shape import family, ladder_shapes, nearest_shape
 from nachim.budget.throughput import Throughput
-from nachim.lab.ladder import FEWEST_STEPS, Chain, Design, Ladder, budgets, make_ladder, sweep
+from nachim.lab.ladder import FEWEST_STEPS, Chain, Design, Ladder, budgets, make_ladder
 from nachim.lab.recipe import Recipe
+from nachim.lab.sweep import sweep
 from nachim.law.transfer import model_opt
 from nachim.spec import Decoder, Part, Run, UserError
 

@@ -23,14 +23,14 @@ from nachim.data.prepared import Prepared
 from nachim.lab.forecast import choose_shape, forecast, open_seal, seal
 from nachim.lab.ladder import Design, Ladder, make_ladder
 from nachim.lab.launch.local import Event, carry_out_all, event_of
-from nachim.lab.recipe import Recipe, take_best
+from nachim.lab.recipe import Recipe
 from nachim.lab.size import REACH, Pace, Plan, chain_seconds, repeat, size, total, useful
 from nachim.lab.speed import measure_throughput
-from nachim.lab.store import diverged, observe, run_noise
+from nachim.lab.store import diverged, finished, observe, run_noise
+from nachim.lab.sweep import settle
 from nachim.lab.verdict import judge
 from nachim.lab.work import Place, carry_out, result_of
 from nachim.law import Study as Reading
-from nachim.law import fit_transfer
 from nachim.law import study as read_law
 from nachim.spec import Data, Machine, Part, Run, UserError, diff
 from nachim.spec.disk import locked, write_text
@@ -44,8 +44,9 @@ FARTHEST = 14.0
 WIDER = 2.0
 """How far the target's M may lie beyond the ladder's largest."""
 REPORT_SECONDS = 10.0
-BATCH_FACTOR = 0.2
-"""Where the sweep of the batch begins, times DeepSeek's law: small ladders do better with more, smaller steps."""
+LR_FACTOR, BATCH_FACTOR = 0.5, 0.2
+"""Where the sweeps of learning rate and batch begin, times DeepSeek's laws: Muon's best rate is about half of AdamW's
+here, and small ladders do better with more, smaller steps."""
 
 
 class Refused(UserError):
@@ -163,7 +164,13 @@ class Study:
         prepared = prepare(self.question.data, self.cache)
         data = dataclasses.replace(self.question.data, fingerprint_of_tokens=prepared.fingerprint)
         machine = self.machine()
-        return Recipe(data=data, precision=machine.precision, batch_factor=BATCH_FACTOR, seed=self.question.seed)
+        return Recipe(
+            data=data,
+            precision=machine.precision,
+            lr_factor=LR_FACTOR,
+            batch_factor=BATCH_FACTOR,
+            seed=self.question.seed,
+        )
 
     def place(self, threads: int) -> Place:
         """Where runs go, on `threads` threads each."""
@@ -210,29 +217,12 @@ class Study:
             return
         self.view.stage("sweep", plan.sweep_seconds)
         recipe = self.recipe()
-        self._carry_out(plan.sweep, "sweep")
-        swept = self._swept(plan.sweep, recipe)
+        swept = settle(recipe, plan.sweep.runs[0].model, plan.levels[0], self._try, self.view.say)
         unique = prepare(self.question.data, self.cache).unique_tokens
         if not useful(plan, swept, unique):
             self.view.say("the sweep's best batch would leave runs of too few steps: the planned batch stays")
             swept = dataclasses.replace(swept, batch_factor=recipe.batch_factor)
         swept.save(path)
-
-    def _swept(self, tries: Ladder, recipe: Recipe) -> Recipe:
-        """`recipe` with the best rate and batch of the sweep `tries`; of runs that diverged, none is the best."""
-        observed = observe(self.root / "sweep", tries.runs)
-        if lost := diverged(self.root / "sweep", tries):
-            self.view.say(
-                f"{len(lost)} of the sweep's runs diverged ({', '.join(lost)}): the best of the others is taken"
-            )
-            return take_best(recipe, observed)
-        found = fit_transfer(observed)
-        for name, edge in (("lr", found.lr_at_edge), ("batch", found.batch_at_edge)):
-            if edge:
-                self.view.say(f"the sweep's best {name} is at its edge: the law takes the edge")
-        return dataclasses.replace(
-            recipe, lr_factor=round(found.lr_factor, 4), batch_factor=round(found.batch_factor, 4)
-        )
 
     def make_ladder(self, plan: Plan) -> Ladder:
         """The ladder of `plan` with the swept recipe, its repeated rung last."""
@@ -267,6 +257,13 @@ class Study:
             "error_percent": verdict["error_percent"],
             "inside": verdict["inside"],
         }
+
+    def _try(self, tries: Ladder) -> dict[Run, float]:
+        """The loss of each run of a sweep that ended well."""
+        self._carry_out(tries, "sweep")
+        if lost := diverged(self.root / "sweep", tries):
+            self.view.say(f"diverged, and left out of the sweep: {', '.join(lost)}")
+        return {run: result["validation"]["bpb"] for run, result in finished(self.root / "sweep", tries.runs)}
 
     def _carry_out(self, ladder: Ladder, folder: str) -> None:
         pace = self.pace()
