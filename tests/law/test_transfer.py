@@ -3,14 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nachim.law import Observations, Transfer, batch_opt, data_opt, fit_transfer, lr_opt, model_opt
+from nachim.law import Transfer, batch_opt, data_opt, lr_opt, model_opt
 from nachim.law.transfer import optimum
 from nachim.spec.error import UserError
-
-
-def sweep(**columns: np.ndarray) -> Observations:
-    n = len(next(iter(columns.values())))
-    return Observations(tokens=np.full(n, 1e8), params=np.full(n, 1e6), **columns)
 
 
 def test_the_prior_at_a_million_flops():
@@ -30,37 +25,23 @@ def test_the_prior_at_the_published_runs():
     assert lr_opt(large) == pytest.approx(3.2e-4, rel=0.03)
 
 
-def test_a_sweep_corrects_the_prior():
+def test_a_correction_scales_the_whole_law():
+    law = Transfer(lr_factor=0.5, batch_factor=3.0)
+    assert law.lr(1e15) == 0.5 * lr_opt(1e15)
+    assert law.batch_tokens(1e15) == 3 * batch_opt(1e15)
+
+
+def test_the_best_of_a_sweep_is_the_vertex():
     lr = np.geomspace(1e-4, 1e-2, 9)
-    found = fit_transfer(sweep(lr=lr, loss=3 + 0.1 * np.log(lr / 1.3e-3) ** 2))
-    assert found.lr(6e14) == pytest.approx(1.3e-3, rel=1e-6)
-    assert found.lr(6e18) == pytest.approx(1.3e-3 * 1e4**-0.125, rel=1e-6)
-    assert found.batch_factor == 1
-    assert not found.lr_at_edge
-    assert Transfer().batch_tokens(1e6) == batch_opt(1e6)
+    assert optimum(lr, 3 + 0.1 * np.log(lr / 1.3e-3) ** 2) == pytest.approx(1.3e-3, rel=1e-6)
 
 
-def test_a_grid_corrects_both():
-    lr, batch = (side.ravel() for side in np.meshgrid(np.geomspace(1e-4, 1e-2, 5), np.geomspace(1e3, 1e5, 5)))
-    loss = 3 + 0.1 * np.log(lr / 1e-3) ** 2 + 0.05 * np.log(batch / 2e4) ** 2
-    found = fit_transfer(sweep(lr=lr, batch_tokens=batch, loss=loss))
-    assert found.lr(6e14) == pytest.approx(1e-3, rel=1e-6)
-    assert found.batch_tokens(6e14) == pytest.approx(2e4, rel=1e-6)
-
-
-def test_an_optimum_at_the_edge_is_flagged_and_held():
+def test_a_vertex_beyond_the_sweep_is_held():
     values = np.geomspace(1.0, 16.0, 5)
-    place, at_edge = optimum(values, np.log(values / 1e4) ** 2)
-    assert at_edge
-    assert place == pytest.approx(32)
-    place, at_edge = optimum(values, -(np.log(values) ** 2))
-    assert (place, at_edge) == (pytest.approx(16), True)
+    assert optimum(values, np.log(values / 1e4) ** 2) == pytest.approx(32)
+    assert optimum(values, -(np.log(values) ** 2)) == pytest.approx(16)
 
 
 def test_what_is_no_sweep_is_refused():
-    with pytest.raises(UserError, match="at least 3 values of 'lr' or of 'batch_tokens'"):
-        fit_transfer(sweep(lr=np.array([1e-3, 2e-3]), loss=np.array([3.0, 3.1])))
-    with pytest.raises(UserError, match="one model at one compute budget"):
-        fit_transfer(Observations(np.array([1e8, 2e8]), np.ones(2), params=np.ones(2), lr=np.ones(2)))
     with pytest.raises(UserError, match="at least 3 values"):
         optimum(np.array([1.0, 2.0]), np.array([1.0, 2.0]))

@@ -63,8 +63,7 @@ def _along(
     if len(losses) < FEWEST:
         return best, best
     values = np.array(sorted(losses))
-    vertex, _ = optimum(values, np.array([losses[value] for value in values]))
-    return vertex, best
+    return optimum(values, np.array([losses[value] for value in values])), best
 
 
 def _losses(field: Field, runs: Mapping[float, Run], carry_out: Try) -> dict[float, float]:

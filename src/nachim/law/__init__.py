@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nachim.law.observe import Observations, concat, read
     from nachim.law.select import Regime, check_regime
     from nachim.law.study import Allocation, Study, study
-    from nachim.law.transfer import Transfer, batch_opt, data_opt, fit_transfer, lr_opt, model_opt
+    from nachim.law.transfer import Transfer, batch_opt, data_opt, lr_opt, model_opt
 
 _HOME = {
     "Allocation": "study",
@@ -42,7 +42,6 @@ _HOME = {
     "concat": "observe",
     "data_opt": "transfer",
     "fit": "fit",
-    "fit_transfer": "transfer",
     "isoflop": "isoflop",
     "law_named": "forms",
     "lr_opt": "transfer",
@@ -69,7 +68,6 @@ __all__ = [
     "concat",
     "data_opt",
     "fit",
-    "fit_transfer",
     "isoflop",
     "law_named",
     "lr_opt",
