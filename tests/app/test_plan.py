@@ -45,6 +45,12 @@ def test_the_contract():
         assert one["kv_bytes_per_token"] == 2 * 2 * one["n_layers"] * one["n_kv_heads"] * one["d_head"]
     assert said["memory"]["total"] <= said["memory"]["device_bytes"]
     assert said["serving"] is None
+    assert (said["law"], said["law_scale"], said["loss_law"]) == (
+        "deepseek",
+        "flops_per_token",
+        "chinchilla-corrected",
+    )
+    assert said["law_source"].startswith("arXiv")
     run = Run.from_json(said["recipe"])
     assert run.model.n_layers == said["designs"][0]["n_layers"]
     assert run.train.tokens == said["designs"][0]["tokens"]
@@ -72,7 +78,7 @@ def test_a_fitted_law_file_plans(tmp_path, capsys):
     path.write_text(json.dumps(summarise(study(runs, law="chinchilla"), runs, None)))
     plan(Means(flops=1e20, law=str(path)), json=True)
     said = json.loads(capsys.readouterr().out)
-    assert said["law"]["name"] == said["optimum"]["loss_law"] == "law.json"
+    assert said["law"] == said["loss_law"] == "law.json"
     assert said["optimum"]["x_interval"][0] < said["optimum"]["x"] < said["optimum"]["x_interval"][1]
     assert said["optimum"]["low"] < said["optimum"]["loss"] < said["optimum"]["high"]
 
@@ -108,7 +114,7 @@ def test_the_tables_say_what_why_and_what_not(capsys):
 
 
 def test_wrong_names_have_near_ones():
-    with pytest.raises(UserError, match="did you mean 'h200'"):
+    with pytest.raises(UserError, match="did you mean 'H200'"):
         plan(Means(devices="8xH20", hours=3.0))
     with pytest.raises(UserError, match="did you mean 'deepseek'"):
         plan(Means(flops=1e21, law="deepsek"))

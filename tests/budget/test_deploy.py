@@ -39,6 +39,14 @@ SARDANA = KnownLaw(
 )
 
 
+def test_training_is_charged_at_the_peak_of_its_precision():
+    model = SHAPES[0]
+    flops = model.flops_per_token(4096) + 6 * model.d_model * model.vocab_size
+    for precision, peak in (("bf16", 989.4e12), ("fp32", 66.9e12)):
+        training = replace(TRAINING, precision=precision, mfu=0.5)
+        assert training.dollars_per_token(model) == pytest.approx(flops / (0.5 * peak) * 2.0 / 3600)
+
+
 def chinchilla_loss(params: float) -> float:
     """The loss of a model of `params` trained on its compute-optimal tokens, by the first-order condition."""
     s = SARDANA.surface

@@ -53,7 +53,7 @@ def test_aliases_name_devices():
 
 
 def test_an_unknown_device_is_refused_with_the_nearest_name():
-    with pytest.raises(UserError, match="no device is called 'H20'; did you mean 'h200'"):
+    with pytest.raises(UserError, match="no device is called 'H20'; did you mean 'H200'"):
         device_named("H20")
 
 

@@ -162,13 +162,20 @@ def deployed(made: Plan, serve: Serve) -> Deployment | None:
         max_tpot=serve.max_tpot,
     )
     device = made.cluster.device
+    training = Training(
+        device=device,
+        seq_len=asked.seq_len,
+        mfu=min(1.0, best.mfu),
+        precision=best.job.precision,
+        unique_tokens=asked.unique_tokens,
+    )
     cost = best.design.flops_per_token
     draft = serve.acceptance is not None
     loss = best.design.loss if serve.loss is None and serve.total_dollars is None else serve.loss
     return deploy(
         made.wish.law,
         shapes_between(asked, SMALLEST_SERVED * cost, LARGEST_SERVED * cost),
-        Training(device=device, seq_len=asked.seq_len, mfu=min(1.0, best.mfu), unique_tokens=asked.unique_tokens),
+        training,
         device_named(serve.serve_on) if serve.serve_on else device,
         demand,
         loss=loss,
@@ -192,15 +199,17 @@ def summarise(made: Plan, run: Run, deployment: Deployment | None) -> dict[str, 
             "hours": wish.hours,
             "dollars": wish.dollars,
         },
-        "law": {"name": law.name, "source": law.source, "scale": law.scale, "note": law.note},
+        "law": law.name,
+        "law_source": law.source,
+        "law_scale": law.scale,
+        "law_note": law.note,
+        "loss_law": made.asked.loss_law.name,
         "optimum": {
             "flops_per_token": optimum.flops / optimum.tokens,
             "tokens": optimum.tokens,
             "loss": made.optimum_loss,
             "low": interval and interval[0],
             "high": interval and interval[1],
-            "loss_law": made.asked.loss_law.name,
-            "scale": law.scale,
             "x": optimum.x,
             "x_interval": optimum.x_interval,
             "tokens_interval": optimum.tokens_interval,

@@ -75,10 +75,10 @@ def cards_of(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "the law's optimum",
             f"M = {power(optimum['flops_per_token'])}",
-            f"{plan['law']['name']}; {interval(optimum)}",
+            f"{plan['law']}; {interval(plan)}",
         ),
         ("its tokens", short(optimum["tokens"]), "D, training tokens"),
-        ("its loss", f"{optimum['loss']:.3f} nat/token", f"{optimum['loss_law']}; {ends}"),
+        ("its loss", f"{optimum['loss']:.3f} nat/token", f"{plan['loss_law']}; {ends}"),
         ("batch and learning rate", f"{counted(best['batch_tokens'])} tokens", f"peak learning rate {best['lr']:.3g}"),
         (
             "time",
@@ -100,12 +100,13 @@ def cards_of(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
     return found
 
 
-def interval(optimum: dict[str, Any]) -> str:
+def interval(plan: dict[str, Any]) -> str:
     """The interval of the optimal scale, or that there is none."""
+    optimum = plan["optimum"]
     if not optimum["x_interval"]:
         return "no interval is published"
     low, high = optimum["x_interval"]
-    return f"{optimum['interval_percent']} % interval of {optimum['scale'].replace('_', ' ')}: {low:.3g} to {high:.3g}"
+    return f"{optimum['interval_percent']} % interval of {plan['law_scale'].replace('_', ' ')}: {low:.3g} to {high:.3g}"
 
 
 def counted(value: float) -> str:
@@ -371,14 +372,14 @@ def _served_row(one: dict[str, Any], mark: str) -> list[object]:
 
 def _because(plan: dict[str, Any]) -> Iterator[Html]:
     """Reasons, and how to repeat it."""
-    asked, law, recipe = plan["asked"], plan["law"], plan["recipe"]
+    asked, note, recipe = plan["asked"], plan["law_note"], plan["recipe"]
     yield element("h2", "Why")
     yield table(("", ""), [[one["topic"], one["because"]] for one in plan["why"]], left=2)
     yield element("h2", "How to repeat it")
     rows: list[list[object]] = [["command", element("code", asked["command"])]]
     if isinstance(recipe, str):
         rows.append(["recipe", element("code", recipe)])
-    rows.append(["law", f"{law['name']}: {law['source']}{' (' + law['note'] + ')' if law['note'] else ''}"])
+    rows.append(["law", f"{plan['law']}: {plan['law_source']}{f' ({note})' if note else ''}"])
     rows += [[asked["device"]["name"], source] for source in asked["device"]["sources"]]
     yield table(("what", ""), rows, left=2)
     if not isinstance(recipe, str):

@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+from nachim.app.page import short
+
 WIDE = 110
 """Columns of a terminal from which on every column of the designs has room."""
 MEMORY = ("weights", "gradients", "optimizer", "master", "activations", "logits", "buffers", "fragmentation")
@@ -30,19 +31,19 @@ def show(plan: dict[str, Any]) -> None:
 
 
 def _budget(plan: dict[str, Any]) -> Table:
-    budget, law, optimum = plan["budget"], plan["law"], plan["optimum"]
+    budget, optimum = plan["budget"], plan["optimum"]
     table = Table("", "", show_header=False, title="Budget and optimum", title_justify="left")
     table.add_row("compute", f"{budget['flops']:.3g} FLOP on {budget['devices']}")
-    table.add_row("law", f"{law['name']} ({law['source']})")
+    table.add_row("law", f"{plan['law']} ({plan['law_source']})")
     table.add_row("optimal M", f"{optimum['flops_per_token']:.3g} FLOP/token")
-    if law["scale"] != "flops_per_token":
-        table.add_row(f"optimal {law['scale']}", _with(optimum["x"], optimum["x_interval"], optimum))
+    if plan["law_scale"] != "flops_per_token":
+        table.add_row(f"optimal {plan['law_scale']}", _with(optimum["x"], optimum["x_interval"], optimum))
     elif optimum["x_interval"]:
         table.add_row("its interval", _with(optimum["x"], optimum["x_interval"], optimum))
     table.add_row("optimal tokens", _with(optimum["tokens"], optimum["tokens_interval"], optimum))
     ends = (optimum["low"], optimum["high"]) if optimum["low"] is not None else None
     between = f", 90 % of runs {ends[0]:.3f} to {ends[1]:.3f}" if ends else ", no interval known"
-    table.add_row("loss there", f"{optimum['loss']:.3f} nat/token by {optimum['loss_law']}{between}")
+    table.add_row("loss there", f"{optimum['loss']:.3f} nat/token by {plan['loss_law']}{between}")
     return table
 
 
@@ -137,14 +138,6 @@ def _why(plan: dict[str, Any]) -> Table:
     for reason in plan["why"]:
         table.add_row(reason["topic"], reason["because"])
     return table
-
-
-def short(value: float) -> str:
-    """A count with three digits and a prefix: 1.77 G."""
-    for size, prefix in PREFIXES:
-        if value >= size:
-            return f"{value / size:.3g} {prefix}"
-    return f"{value:.3g} "
 
 
 def clock(hours: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nachim.budget.serve import Demand, Serving, format_named, serve
 from nachim.budget.speculate import Speculation
@@ -28,15 +28,17 @@ GRID = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Part):
-    """What training is charged: `device` at its price, reaching the share `mfu` of its bf16 peak, on `seq_len` tokens.
+    """What training is charged: `device` at its price, reaching the share `mfu` of its peak, on `seq_len` tokens.
 
-    The 0.4 is what Llama 3 was trained at (38 to 43 %: arXiv 2407.21783, table 4); a measured one is better.
-    `unique_tokens` are there to train on; more than them repeat, and are worth less (arXiv 2305.16264).
+    The peak is that of `precision`. The 0.4 is what Llama 3 was trained at (38 to 43 %: arXiv 2407.21783, table 4); a
+    measured one is better. `unique_tokens` are there to train on; more than them repeat, and are worth less
+    (arXiv 2305.16264).
     """
 
     device: Device
     seq_len: int
     mfu: float = 0.4
+    precision: Literal["fp32", "bf16", "fp8"] = "bf16"
     unique_tokens: float | None = None
 
     def check(self) -> None:
@@ -49,7 +51,7 @@ class Training(Part):
         if self.device.dollars_per_hour is None:
             raise UserError(f"nobody knows the price of {self.device.name}: give its dollars per hour to plan training")
         flops = model.flops_per_token(self.seq_len) + model.head_flops_per_token
-        return flops / (self.device.bf16_flops * self.mfu) * self.device.dollars_per_hour / 3600
+        return flops / (self.device.peak(self.precision) * self.mfu) * self.device.dollars_per_hour / 3600
 
 
 @dataclass(frozen=True, eq=False)

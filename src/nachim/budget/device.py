@@ -309,7 +309,7 @@ def device_named(name: str) -> Device:
         return measured_device()
     known = {known.lower(): known for known in DEVICES} | ALIASES
     if wanted not in known:
-        hint = nearest(wanted, known)
+        hint = nearest(wanted, [*DEVICES, *ALIASES])
         raise UserError(f"no device is called {name!r}{hint} (or 'here', this machine after `nachim measure`)")
     return DEVICES[known[wanted]]
 

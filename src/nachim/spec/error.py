@@ -14,9 +14,10 @@ class UserError(ValueError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint such as ``; did you mean 'd_model'?`` for a misspelt `word`, or the known words."""
+    """A hint such as ``; did you mean 'd_model'?`` for a `word` misspelt in letters or case, or the known words."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    spelt = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), spelt, n=1, cutoff=0.5)
     if close:
-        return f"; did you mean {close[0]!r}?"
+        return f"; did you mean {spelt[close[0]]!r}?"
     return f"; known: {', '.join(names)}" if names else ""
