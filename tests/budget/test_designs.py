@@ -7,7 +7,19 @@ import math
 
 import pytest
 
-from nachim.budget.designs import EPSILON, FEWEST_STEPS, Asked, batch_tokens, decoder, design_of, designs, given_decoder
+from nachim.budget.designs import (
+    BAND,
+    EPSILON,
+    FEWEST_STEPS,
+    WIDTHS,
+    Asked,
+    batch_tokens,
+    decoder,
+    design_of,
+    designs,
+    given_decoder,
+    shapes_between,
+)
 from nachim.budget.designs import settings as defaults
 from nachim.law.published import BATCH_OPT, LAWS
 from nachim.law.repeat import effective_tokens
@@ -17,7 +29,8 @@ from nachim.spec import Decoder, UserError
 
 def asked(flops: float, law: str = "deepseek", **fields: object) -> Asked:
     vocab_size, seq_len = defaults(flops)
-    return Asked(flops=flops, seq_len=seq_len, vocab_size=vocab_size, law=LAWS[law], **fields)
+    said = {"vocab_size": vocab_size, "seq_len": seq_len} | fields
+    return Asked(flops=flops, law=LAWS[law], **said)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -41,7 +54,8 @@ def test_large_designs_look_like_published_ones(flops):
         assert 32 <= model.d_model / model.n_layers <= 136
         assert heads % keys == 0 and model.attention.d_head in (64, 128)
         assert model.d_model == heads * model.attention.d_head
-        assert keys % 4 == 0
+        assert keys == (8 if model.d_model >= 1024 else heads)
+        assert heads % 8 == 0 or model.d_model < 1024
         assert model.ffn.d_ff % 64 == 0 and 2.6 < model.ffn.d_ff / model.d_model < 3.7
 
 
@@ -123,12 +137,30 @@ def test_a_shape_can_be_given():
 
 
 def test_published_shapes_come_back():
-    """Llama-3-8B's width has its heads, groups and feed-forward; Qwen2.5-7B's its 28 heads in 4 groups."""
+    """Llama-3-8B's width has its heads, groups and feed-forward, Llama-3.2's and Qwen2.5-7B's their heads."""
     llama, qwen = decoder(4096, 32, 128_256), decoder(3584, 28, 152_064)
     assert (llama.attention.n_heads, llama.attention.n_kv_heads, llama.ffn.d_ff) == (32, 8, 14_336)
+    for d_model, n_heads, d_head in ((2048, 32, 64), (3072, 24, 128)):
+        heads = decoder(d_model, 16, 128_256).attention
+        assert (heads.n_heads, heads.n_kv_heads, heads.d_head) == (n_heads, 8, d_head)
     assert (qwen.attention.n_heads, qwen.attention.n_kv_heads) == (28, 4)
     assert isinstance(llama, Decoder) and not llama.tied
     assert decoder(2048, 16, 128_256).tied
+
+
+@pytest.mark.parametrize("vocab_size", [32_768, 131_072])
+def test_the_grid_leaves_no_gap_in_size(vocab_size):
+    """Any M from a small decoder's to a trillion parameters' has a shape in its band."""
+    for step in range(61):
+        wanted = 10 ** (8.7 + step * 0.06)
+        found = shapes_between(asked(1e27, vocab_size=vocab_size), wanted / BAND**0.5, wanted * BAND**0.5)
+        assert found, wanted
+
+
+def test_the_cache_grows_with_the_width():
+    per_layer = [decoder(width, 1, 1000).cache_bytes(1) for width in WIDTHS if width >= 1024]
+    assert per_layer == sorted(per_layer)
+    assert set(per_layer) == {2 * 2 * 8 * 64, 2 * 2 * 8 * 128}
 
 
 def test_no_shape_for_an_absurd_length():

@@ -30,8 +30,9 @@ SETTINGS = ((SMALL, 512, 128), (1e20, 32_768, 2048), (math.inf, 131_072, 4096))
 """(up to compute, vocabulary, length): the ladder's; GPT-2's and Llama 2's class; Llama 3's and DeepSeek's."""
 SLENDER, STOUT, USUAL = 32, 136, 96
 """d_model / n_layers of published decoders: Qwen2.5-0.5B 37, DeepSeek 67B 86, Llama-3-8B 128, DeepSeek 7B 136."""
-WIDTHS = (*range(256, 1024, 128), *range(1024, 2048, 256), *range(2048, 8192, 512), *range(8192, 32_769, 1024))
-"""Widths whose heads are a multiple of four from 1,024 on, so that two, four or eight devices can share them."""
+WIDTHS = (*range(256, 1024, 128), *range(1024, 3072, 512), *range(3072, 32_769, 1024))
+"""Widths whose heads are a multiple of eight from 1,024 on: eight devices can share them and their keys, and no width
+serves at half the cache of its neighbours because eight does not divide its heads."""
 SMALL_WIDTHS = (*range(32, 64, 8), *range(64, 513, 16), *range(576, 1025, 64))
 REACH = 3.0
 """How far from the optimum's M, as a factor, shapes are looked at."""
@@ -120,12 +121,12 @@ def settings(flops: float) -> tuple[int, int]:
 def decoder(d_model: int, n_layers: int, vocab_size: int, n_heads: int = 0, n_kv_heads: int = 0) -> Decoder:
     """The plain published block: RoPE, RMSNorm, grouped keys, SwiGLU.
 
-    Heads are 64 wide below a width of 2,048, else 128 (Llama 3.2 and Llama 3). From 1,024 on they share 8 heads of keys
-    and values, or the 4 that divide them. The SwiGLU is 8/3 d_model wide, from
-    4,096 on 7/2 as in Llama 3 and Mistral, rounded up to a multiple of 64, 128 or 256. Tables are tied where two would
-    hold more than half as many parameters as the blocks do. Raises UserError when heads do not divide.
+    Heads are 64 wide below a width of 3,072, else 128 (Llama 3.2 and Llama 3). From 1,024 on they share 8 heads of keys
+    and values, or as many as divide theirs. The SwiGLU is 8/3 d_model wide, from 4,096 on 7/2 as in Llama 3 and
+    Mistral, rounded up to a multiple of 64, 128 or 256. Tables are tied where two would hold more than half as many
+    parameters as the blocks do. Raises UserError when heads do not divide.
     """
-    n_heads = n_heads or max(1, d_model // (64 if d_model < 2048 else 128))
+    n_heads = n_heads or max(1, d_model // (64 if d_model < 3072 else 128))
     n_kv_heads = n_kv_heads or (n_heads if d_model < 1024 else math.gcd(n_heads, 8))
     attention = Attention(n_heads=n_heads, n_kv_heads=n_kv_heads, d_head=max(1, d_model // n_heads))
     if d_model % n_heads:
