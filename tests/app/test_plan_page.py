@@ -43,6 +43,7 @@ ASKED = {
         Serve(serve_tokens_per_day=1e9, serve_on="A100-80GB", max_tpot=0.05),
     ),
     "small": (Means(flops=1e14), Serve()),
+    "too large for its card": (Means(devices="1xRTX-4090", hours=2000), Serve(serve_tokens_per_day=1e8)),
 }
 
 
@@ -183,7 +184,7 @@ def test_training_dollars_of_the_script_are_the_deployments(plans, browsed):
     assert results[0]["dollars"] == near(1e9 * training.dollars_per_token(model))
 
 
-@pytest.mark.parametrize("name", ["hours", "repeated, int4", "elsewhere"])
+@pytest.mark.parametrize("name", ["hours", "repeated, int4", "elsewhere", "too large for its card"])
 def test_before_it_is_moved_the_script_says_what_the_plan_says(plans, browsed, name):
     made, first = plans[name], browsed[name][1][0]
     assert first["design"]["shape"]["rank"] == 0

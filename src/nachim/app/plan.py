@@ -16,7 +16,8 @@ from nachim.budget.cost import disk_bytes
 from nachim.budget.designs import shapes_between
 from nachim.budget.device import device_named, parse_cluster
 from nachim.budget.explain import reasons, warnings
-from nachim.budget.plan import Placement, Plan, Wish, make_plan
+from nachim.budget.place import Placement
+from nachim.budget.plan import Plan, Wish, make_plan
 from nachim.budget.recipe import recipe
 from nachim.law.published import DEFAULT, known_law
 from nachim.law.repeat import effective_tokens
@@ -174,7 +175,7 @@ def deployed(made: Plan, serve: Serve) -> Deployment | None:
     loss = best.design.loss if serve.loss is None and serve.total_dollars is None else serve.loss
     return deploy(
         made.wish.law,
-        shapes_between(asked, SMALLEST_SERVED * cost, LARGEST_SERVED * cost),
+        shapes_between(asked, SMALLEST_SERVED * cost, min(LARGEST_SERVED * cost, made.found.most)),
         training,
         device_named(serve.serve_on) if serve.serve_on else device,
         demand,
@@ -239,6 +240,8 @@ def _asked(made: Plan, law: str, serve: Serve) -> dict[str, Any]:
         "shape": made.wish.shape,
         "seq_len": made.asked.seq_len,
         "vocab_size": made.asked.vocab_size,
+        "ladder": made.asked.small,
+        "most": made.found.most if made.found.refusal else None,
         "device": made.cluster.device.to_json(),
         "serve": asdict(serve),
     }

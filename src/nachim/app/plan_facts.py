@@ -50,6 +50,7 @@ def asked_of(plan: dict[str, Any]) -> Asked:
         law=known_law(said["law"]),
         unique_tokens=plan["data"]["unique_tokens"],
         devices=plan["layout"]["devices"],
+        ladder=said["ladder"],
     )
 
 
@@ -138,14 +139,18 @@ def shapes(plan: dict[str, Any], asked: Asked, said: Serve, device: Device) -> l
 
 
 def models(plan: dict[str, Any], asked: Asked) -> list[Decoder]:
-    """What a deployment chooses from in the plan, and below and above it what it would with another budget."""
+    """What a deployment chooses from in the plan, and below and above it what it would with another budget.
+
+    Where only shapes below the optimum fit the devices, none that does not.
+    """
     cost = plan["designs"][0]["flops_per_token"]
-    low, high = SMALLEST_SERVED * cost, LARGEST_SERVED * cost
+    most = plan["asked"]["most"] or math.inf
+    low, high = SMALLEST_SERVED * cost, min(LARGEST_SERVED * cost, most)
     dearest = dataclasses.replace(asked, flops=min(REACH * asked.flops, SMALL / 1.001 if asked.small else math.inf))
     return [
         *shapes_between(asked, low / WIDER, low),
         *shapes_between(asked, low, high),
-        *shapes_between(dearest, high, WIDER * high),
+        *(shapes_between(dearest, high, WIDER * high) if high < most else ()),
     ]
 
 

@@ -56,7 +56,7 @@ def _with(value: float, interval: Any, optimum: dict[str, Any]) -> str:
 def _designs(plan: dict[str, Any], wide: bool) -> Table:
     """One design a row; a narrow terminal goes without the last columns."""
     table = Table(title="Designs, best first", title_justify="left")
-    heads = ("shape", "heads/kv", "params", "tokens", "loss", "time", "batch", "lr", "M", "kv/token", "MFU")
+    heads = ("shape", "heads", "params", "tokens", "loss", "time", "batch", "lr", "M", "kv/token", "MFU")
     shown = len(heads) if wide else 8
     for head in heads[:shown]:
         table.add_column(head, justify="left" if head == "shape" else "right", no_wrap=True)

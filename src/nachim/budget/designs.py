@@ -66,6 +66,10 @@ class Asked:
         """The law that gives losses: its own where it has a surface."""
         return self.law if self.law.surface else LOSS_LAW
 
+    def worth(self, tokens: float) -> float:
+        """Fresh tokens that `tokens` are worth: fewer where the unique ones repeat."""
+        return effective_tokens(tokens, self.unique_tokens) if self.unique_tokens else tokens
+
 
 @dataclass(frozen=True)
 class Design:
@@ -150,16 +154,17 @@ def given_decoder(text: str, vocab_size: int) -> Decoder:
     return decoder(d_model, n_layers, vocab_size, *heads)
 
 
-def designs(asked: Asked, keep: int = 8) -> list[Design]:
-    """At most `keep` designs within `EPSILON` of the least loss, by loss.
+@functools.lru_cache(maxsize=16)
+def designs(asked: Asked, keep: int = 8, most: float = math.inf) -> tuple[Design, ...]:
+    """At most `keep` designs within `EPSILON` of the least loss, by loss; none with more than `most` FLOP/token.
 
-    Where the law has no surface, its optimum is the middle and `LOSS_LAW` says how flat the loss is around it.
+    Where the law has no surface, its optimum is the middle and `LOSS_LAW` says how flat the loss is around it. Where
+    tokens repeat, the shape of least loss is, for a law's optimum takes all of them for fresh.
     Raises UserError, naming the smallest budget that works, when the compute is too little for any decoder.
     """
     _refuse_too_small(asked)
-    middle = asked.law.optimum(asked.flops)
-    wanted = max(asked.flops / middle.tokens, _smallest(asked)[0])
-    found = list(_candidates(asked, wanted / REACH, wanted * REACH))
+    wanted = min(most, max(_middle(asked), smallest_cost(asked)))
+    found = list(_candidates(asked, wanted / REACH, min(most, wanted * REACH)))
     if not found:
         widest, deepest = WIDTHS[-1], WIDTHS[-1] // SLENDER
         raise UserError(
@@ -169,7 +174,22 @@ def designs(asked: Asked, keep: int = 8) -> list[Design]:
     least = min(one.loss for one in found)
     within = [one for one in found if one.loss <= (1 + EPSILON) * least]
     chosen = (design_of(asked, one.model()) for one in _apart(within, wanted, keep))
-    return sorted(chosen, key=lambda one: one.loss)
+    return tuple(sorted(chosen, key=lambda one: one.loss))
+
+
+def smallest_cost(asked: Asked) -> int:
+    """M of the smallest decoder there is, FLOP/token."""
+    return _smallest(asked)[0]
+
+
+def _middle(asked: Asked) -> float:
+    """The optimum's M: the law's, or that of least loss where so many tokens would repeat."""
+    optimum = asked.law.optimum(asked.flops)
+    cost = asked.flops / optimum.tokens
+    if asked.worth(optimum.tokens) == optimum.tokens:
+        return cost
+    least = min(_candidates(asked, cost / REACH, math.inf), key=lambda one: one.loss, default=None)
+    return cost if least is None else least.flops_per_token
 
 
 def shapes_between(asked: Asked, low: float, high: float) -> list[Decoder]:
@@ -192,7 +212,7 @@ def loss_at(asked: Asked, x: float, tokens: float) -> float:
     """The loss law's loss at scale `x`, repeated tokens counted at what they are worth."""
     surface = asked.loss_law.surface
     assert surface is not None  # the loss law has one
-    return surface.loss(x, effective_tokens(tokens, asked.unique_tokens) if asked.unique_tokens else tokens)
+    return surface.loss(x, asked.worth(tokens))
 
 
 def batch_tokens(asked: Asked) -> int:

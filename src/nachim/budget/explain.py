@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from nachim.budget.designs import EPSILON
-from nachim.budget.plan import ASSUMED_HOURS, ROUNDS, Plan
+from nachim.budget.designs import EPSILON, Design
+from nachim.budget.plan import ASSUMED_HOURS, Plan
 from nachim.law.published import KnownLaw
-from nachim.law.repeat import R_STAR, effective_tokens
+from nachim.law.repeat import R_STAR
 from nachim.spec import Corpus, Run, Stdlib
 
 MANY_EPOCHS = 4
@@ -29,10 +29,11 @@ def _reasons(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "law", f"{law.name} ({law.source}){f': {law.note}' if law.note else ''}"
     if asked.loss_law is not law:
         yield "loss", f"{law.name} says where the optimum lies, not its loss: losses are {asked.loss_law.name}'s"
+    size = f"; none larger than {plan.found.most:.3g} FLOP/token, which is what fits" if plan.found.refusal else ""
     yield (
         "designs",
         f"all within {100 * EPSILON:g} % of the least loss, ranked by loss in steps of 0.1 %, then by hours; "
-        "shapes of one size differ by less than a law can tell",
+        f"shapes of one size differ by less than a law can tell{size}",
     )
     yield "shape", f"width / depth = {model.d_model / model.n_layers:.0f}: published decoders have 37 to 136"
     yield (
@@ -40,12 +41,25 @@ def _reasons(plan: Plan) -> Iterator[tuple[str, str]]:
         f"DeepSeek's laws (arXiv 2401.02954, eq. 1) at {asked.flops:.3g} FLOP; priors: `nachim ladder` measures yours",
     )
     yield "layout", _layout(plan)
-    if asked.unique_tokens is not None and plan.epochs is not None and plan.epochs > 1:
-        worth = effective_tokens(best.design.tokens, asked.unique_tokens)
+    if asked.unique_tokens is not None:
+        yield from _data(plan, asked.unique_tokens)
+
+
+def _data(plan: Plan, unique: float) -> Iterator[tuple[str, str]]:
+    """What repeats do to the design, and to the law's own optimum."""
+    asked, tokens, optimal = plan.asked, plan.best.design.tokens, plan.optimum.tokens
+    if tokens > unique:
         yield (
             "data",
-            f"{plan.epochs:.3g} epochs of {asked.unique_tokens:.3g} unique tokens are worth {worth:.3g} fresh ones "
-            f"(R* = {R_STAR}, arXiv 2305.16264)",
+            f"{tokens / unique:.3g} epochs of {unique:.3g} unique tokens are worth {asked.worth(tokens):.3g} fresh "
+            f"ones (R* = {R_STAR}, arXiv 2305.16264)",
+        )
+    if optimal > unique:
+        yield (
+            "optimum",
+            f"{plan.wish.law.name} takes all tokens for fresh; its {optimal:.3g} would be {optimal / unique:.3g} "
+            f"epochs, worth {asked.worth(optimal):.3g}, at a loss of {plan.optimum_loss:.3f} instead of "
+            f"{plan.fresh_loss:.3f}: the designs stand around the least loss with repeats counted",
         )
 
 
@@ -60,8 +74,9 @@ def _budget(plan: Plan) -> str:
         )
     what = f"{wish.hours:g} hours" if wish.hours is not None else f"${wish.dollars:,.0f}"
     return (
-        f"{what} of {where} at the {100 * plan.best.mfu:.0f} % of their peak that the layout reaches; "
-        f"worked out {plan.rounds} times until compute and hours agreed"
+        f"{what} of {where} at the {100 * plan.best.mfu:.0f} % of their peak that the layout reaches; worked out "
+        f"{plan.rounds} times until compute and hours agreed"
+        + (", which they do with these designs kept: at this budget two make each other the better one" * plan.kept)
     )
 
 
@@ -79,7 +94,33 @@ def _layout(plan: Plan) -> str:
 
 def warnings(plan: Plan, run: Run) -> list[str]:
     """What a person must know before believing the plan."""
-    return [*_about_the_law(plan), *_about_the_data(plan, run.data.corpus), *_about_the_run(plan)]
+    return [
+        *_about_the_room(plan),
+        *_about_the_law(plan),
+        *_about_the_data(plan, run.data.corpus),
+        *_about_the_run(plan),
+    ]
+
+
+def _about_the_room(plan: Plan) -> Iterator[str]:
+    """Designs that fit no layout, and what it costs to do without them."""
+    where = f"{plan.cluster.count} x {plan.cluster.device.name}"
+    homeless = sorted(plan.found.homeless, key=lambda one: one.loss)
+    if plan.found.refusal is None:
+        if homeless:
+            yield f"{', '.join(map(_shape, homeless))} fit no layout on {where}, and are left out"
+        return
+    best, least = plan.best.design, homeless[0]
+    yield (
+        f"no design near the least loss fits ({plan.found.refusal}); {_shape(best)} is the best that does, and at the "
+        f"same compute costs {100 * (best.loss / least.loss - 1):.2g} % more loss than {_shape(least)} would "
+        f"({best.loss:.3f}, not {least.loss:.3f}), trained on {best.tokens / best.model.params_total:.0f} tokens a "
+        "parameter"
+    )
+
+
+def _shape(design: Design) -> str:
+    return f"{design.model.n_layers} layers x {design.model.d_model}"
 
 
 def _about_the_law(plan: Plan) -> Iterator[str]:
@@ -130,8 +171,3 @@ def _about_the_run(plan: Plan) -> Iterator[str]:
         yield "the layout recomputes or offloads to fit; `nachim train` does neither today, and would run out of memory"
     if best.dollars is None:
         yield f"nobody knows what an hour of {best.cluster.device.name} costs: give --dollars-per-hour"
-    for design in plan.homeless:
-        shape = f"{design.model.n_layers} layers x {design.model.d_model}"
-        yield f"{shape} fit no layout on {best.cluster.count} x {best.cluster.device.name}, and are left out"
-    if plan.rounds > ROUNDS:
-        yield "compute and hours did not agree to 1 %: the design changes with the budget from round to round"

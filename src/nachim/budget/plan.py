@@ -6,15 +6,11 @@ import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-from nachim.budget.designs import RANK, Asked, Design, design_of, designs, given_decoder, settings
+from nachim.budget.designs import Asked, Design, design_of, loss_at, settings
 from nachim.budget.device import device_named
-from nachim.budget.layout import Job, Layout
-from nachim.budget.measured import HERE, measured_device, measured_steps
-from nachim.budget.memory import Memory
-from nachim.budget.search import Placed, layouts
-from nachim.law.published import FLOPS_PER_UNIT, Interval, KnownLaw, Optimum, Surface
+from nachim.budget.place import Found, Placement, find, first, place, precision_of
+from nachim.law.published import FLOPS_PER_UNIT, Interval, KnownLaw, Optimum
 from nachim.spec import Cluster, UserError
 
 ASSUMED_DEVICE, ASSUMED_HOURS = "H100", 30 * 24.0
@@ -22,7 +18,7 @@ ASSUMED_DEVICE, ASSUMED_HOURS = "H100", 30 * 24.0
 MOST_ASSUMED = 2**17
 GUESS = 0.4
 """MFU that the first estimate of a budget in hours starts from; the layout's own replaces it."""
-ROUNDS, SETTLED, TOLERANCE = 8, 3, 0.01
+ROUNDS, SETTLED, TOLERANCE = 6, 3, 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,78 +41,30 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Placement:
-    """A design on a cluster in its fastest layout that fits."""
-
-    design: Design
-    job: Job
-    placed: Placed
-    cluster: Cluster
-    seconds_per_step: float
-
-    @property
-    def layout(self) -> Layout:
-        """How it is spread over the devices."""
-        return self.placed.layout
-
-    @property
-    def memory(self) -> Memory:
-        """Bytes on the fullest device."""
-        return self.placed.memory
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of all devices together."""
-        return self.design.batch_tokens / self.seconds_per_step
-
-    @property
-    def mfu(self) -> float:
-        """M and the head over the peak of the job's precision."""
-        model = self.design.model
-        flops = self.design.flops_per_token + model.head_flops_per_token
-        return flops * self.tokens_per_second / (self.cluster.count * self.cluster.device.peak(self.job.precision))
-
-    @property
-    def hours(self) -> float:
-        """Of all steps; neither validation nor checkpoints nor failures are counted."""
-        return self.design.steps * self.seconds_per_step / 3600
-
-    @property
-    def dollars(self) -> float | None:
-        """At the device's price; None where nobody knows it."""
-        price = self.cluster.device.dollars_per_hour
-        return None if price is None else self.hours * self.cluster.count * price
-
-    @property
-    def kilowatt_hours(self) -> float | None:
-        """Of the devices and their share of the nodes; None where nobody knows the watts."""
-        watts = self.cluster.device.watts
-        return None if watts is None else self.hours * self.cluster.count * watts / 1000
-
-
-Placements, Homeless = tuple[Placement, ...], tuple[Design, ...]
-
-
-@dataclass(frozen=True)
 class Plan:
-    """The answer: the law's `optimum`, and designs around it, best first. `homeless` are designs that fit no layout.
+    """The answer: the law's `optimum`, and designs around it, best first.
 
     `assumed` says that nobody named the devices; `rounds` how often the budget was worked out again until compute and
-    hours agreed (0 where the compute was given).
+    hours agreed (0 where the compute was given), `kept` that the designs were kept in the last of them.
     """
 
     wish: Wish
     asked: Asked
     optimum: Optimum
-    placements: Placements
-    homeless: Homeless
+    found: Found
     assumed: bool
     rounds: int
+    kept: bool
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """Designs in their layouts, best first."""
+        return self.found.placements
 
     @property
     def best(self) -> Placement:
         """The design to train."""
-        return self.placements[0]
+        return self.found.best
 
     @property
     def cluster(self) -> Cluster:
@@ -125,20 +73,26 @@ class Plan:
 
     @property
     def optimum_loss(self) -> float:
-        """The loss law's loss at the optimum; where it counts scale otherwise, at the same tokens and compute."""
-        surface, x = self._at_optimum()
-        return surface.loss(x, self.optimum.tokens)
+        """The loss law's loss at the optimum; where it counts scale otherwise, at the same tokens and compute.
+
+        Tokens that repeat count at what they are worth.
+        """
+        return loss_at(self.asked, self._optimal_x(), self.optimum.tokens)
+
+    @property
+    def fresh_loss(self) -> float:
+        """The same with all its tokens fresh."""
+        return loss_at(dataclasses.replace(self.asked, unique_tokens=None), self._optimal_x(), self.optimum.tokens)
 
     @property
     def optimum_interval(self) -> Interval | None:
         """Its 90 % prediction interval; None where the loss law has none."""
-        surface, x = self._at_optimum()
-        return surface.loss_interval(x, self.optimum.tokens)
+        surface = self.asked.loss_law.surface
+        assert surface is not None  # the loss law has one
+        return surface.loss_interval(self._optimal_x(), self.asked.worth(self.optimum.tokens))
 
-    def _at_optimum(self) -> tuple[Surface, float]:
-        law = self.asked.loss_law
-        assert law.surface is not None  # the loss law has one
-        return law.surface, self.optimum.flops / (FLOPS_PER_UNIT[law.scale] * self.optimum.tokens)
+    def _optimal_x(self) -> float:
+        return self.optimum.flops / (FLOPS_PER_UNIT[self.asked.loss_law.scale] * self.optimum.tokens)
 
     @property
     def epochs(self) -> float | None:
@@ -151,16 +105,16 @@ def make_plan(wish: Wish) -> Plan:
     """The plan for a wish. Raises UserError for a budget that is none, or too small, or that fits no device."""
     _check(wish)
     cluster = _priced(wish, wish.cluster) if wish.cluster else _assumed(wish)
-    seconds, rounds = _seconds(wish, cluster), 0
+    seconds, rounds, kept = _seconds(wish, cluster), 0, False
     if seconds is None:
         assert wish.flops is not None  # `_check`
         if wish.cluster is None:
             cluster = _grown(wish, cluster, wish.flops)
         asked = _asked(wish, cluster, wish.flops)
-        placements, homeless = _placements(wish, asked, cluster)
+        found = find(asked, wish.shape, cluster)
     else:
-        asked, placements, homeless, rounds = _affordable(wish, cluster, seconds)
-    return Plan(wish, asked, wish.law.optimum(asked.flops), placements, homeless, wish.cluster is None, rounds)
+        asked, found, rounds, kept = _affordable(wish, cluster, seconds)
+    return Plan(wish, asked, wish.law.optimum(asked.flops), found, wish.cluster is None, rounds, kept)
 
 
 def _check(wish: Wish) -> None:
@@ -207,7 +161,7 @@ def _grown(wish: Wish, cluster: Cluster, flops: float) -> Cluster:
         refusal: UserError | None = None
         asked = _asked(wish, cluster, flops)
         try:
-            if place(asked, _first(wish, asked), cluster).hours <= ASSUMED_HOURS:
+            if place(asked, first(asked, wish.shape), cluster).hours <= ASSUMED_HOURS:
                 return cluster
         except UserError as error:
             refusal = error
@@ -233,28 +187,45 @@ def _price(cluster: Cluster) -> float:
     return price
 
 
-def _affordable(wish: Wish, cluster: Cluster, seconds: float) -> tuple[Asked, Placements, Homeless, int]:
-    """The designs for the compute that the best of them spends in `seconds`, and the rounds that it took.
+def _affordable(wish: Wish, cluster: Cluster, seconds: float) -> tuple[Asked, Found, int, bool]:
+    """The designs for the compute that the best of them spends in `seconds`, the rounds that took, and if they stayed.
 
     The design depends on the compute, its speed on the design, the compute on its speed: round and round until they
-    agree to `TOLERANCE`, at first with the design of least loss alone. Rounds beyond `ROUNDS` mean that they did not.
+    agree to `TOLERANCE`, at first with the design of least loss alone. Where two designs, or two batches, make each
+    other the better one for ever, the closest round's designs stay and get the tokens that they have the time for.
     """
-    flops = seconds * cluster.count * cluster.device.peak(_precision(cluster)) * GUESS
+    flops = seconds * cluster.count * cluster.device.peak(precision_of(cluster)) * GUESS
     asked = _asked(wish, cluster, flops)
     with contextlib.suppress(UserError):  # it may fit nowhere where a smaller design of nearly its loss does
-        first = place(asked, _first(wish, asked), cluster)
-        flops = seconds * first.tokens_per_second * first.design.flops_per_token
-    for turn in range(2, ROUNDS + 2):
+        flops = _spent(place(asked, first(asked, wish.shape), cluster), seconds)
+    tried: dict[float, tuple[float, Asked, Found]] = {}
+    while flops not in tried and len(tried) < ROUNDS:
         # At a limit between two vocabularies, lengths or families they would change every round: soon they stay.
-        settled = turn > SETTLED
+        settled = len(tried) >= SETTLED
         asked = dataclasses.replace(asked, flops=flops, ladder=asked.small) if settled else _asked(wish, cluster, flops)
-        placements, homeless = _placements(wish, asked, cluster)
-        best = placements[0]
-        reached = seconds * best.tokens_per_second * best.design.flops_per_token
+        found = find(asked, wish.shape, cluster)
+        reached = _spent(found.best, seconds)
         if abs(reached / flops - 1) < TOLERANCE:
-            return asked, placements, homeless, turn
+            return asked, found, len(tried) + 2, False
+        tried[flops] = abs(math.log(reached / flops)), asked, found
         flops = reached
-    return asked, placements, homeless, ROUNDS + 1
+    _, asked, found = min(tried.values(), key=lambda one: one[0])
+    asked = dataclasses.replace(asked, flops=_spent(found.best, seconds), ladder=asked.small)
+    return asked, dataclasses.replace(found, placements=_kept(asked, found.placements)), len(tried) + 2, True
+
+
+def _spent(one: Placement, seconds: float) -> float:
+    """FLOP that a design spends in `seconds` at its speed."""
+    return seconds * one.tokens_per_second * one.design.flops_per_token
+
+
+def _kept(asked: Asked, placements: tuple[Placement, ...]) -> tuple[Placement, ...]:
+    """The same models, batches and layouts, with the tokens, the loss and the rate of `asked`."""
+
+    def kept(design: Design) -> Design:
+        return dataclasses.replace(design_of(asked, design.model), batch_tokens=design.batch_tokens)
+
+    return tuple(dataclasses.replace(one, design=kept(one.design)) for one in placements)
 
 
 def _asked(wish: Wish, cluster: Cluster, flops: float) -> Asked:
@@ -268,52 +239,3 @@ def _asked(wish: Wish, cluster: Cluster, flops: float) -> Asked:
         unique_tokens=wish.unique_tokens,
         devices=cluster.count,
     )
-
-
-def _first(wish: Wish, asked: Asked) -> Design:
-    """The design of least loss, or the one wished for."""
-    return design_of(asked, given_decoder(wish.shape, asked.vocab_size)) if wish.shape else designs(asked)[0]
-
-
-def place(asked: Asked, design: Design, cluster: Cluster) -> Placement:
-    """`design` in its fastest layout on `cluster`; on this machine's CPU at the speed of its measured steps.
-
-    Raises UserError when none fits, saying by how many bytes.
-    """
-    job = Job(
-        model=design.model,
-        seq_len=design.seq_len,
-        batch_tokens=design.batch_tokens,
-        optimizer="muon" if asked.small else "adamw",
-        precision=_precision(cluster),
-    )
-    placed = layouts(job, cluster, keep=1)[0]
-    steps = measured_steps() if _is_here(cluster) else None
-    return Placement(design, job, placed, cluster, steps.seconds(job) if steps else placed.time.seconds)
-
-
-def _precision(cluster: Cluster) -> Literal["fp32", "bf16"]:
-    return "bf16" if cluster.device.bf16_flops > cluster.device.fp32_flops else "fp32"
-
-
-def _is_here(cluster: Cluster) -> bool:
-    """Whether it is the CPU that `nachim measure` measured."""
-    mine = cluster.device.kind == "cpu" and cluster.count == 1 and HERE.exists()
-    return mine and measured_device().name == cluster.device.name
-
-
-def _placements(wish: Wish, asked: Asked, cluster: Cluster) -> tuple[Placements, Homeless]:
-    """Every design in its layout, by loss in steps of `RANK`, then by hours; and those without one."""
-    found, homeless, refusal = [], [], None
-    for design in [_first(wish, asked)] if wish.shape else designs(asked):
-        try:
-            found.append(place(asked, design, cluster))
-        except UserError as error:
-            homeless.append(design)
-            refusal = refusal or error
-    if not found:
-        assert refusal is not None  # there is a design, and it is in one of the two
-        raise refusal
-    least = min(one.design.loss for one in found)
-    found.sort(key=lambda one: (math.floor((one.design.loss / least - 1) / RANK), one.hours))
-    return tuple(found), tuple(homeless)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nachim.budget.plan import Placement, Plan
+from nachim.budget.place import Placement
+from nachim.budget.plan import Plan
 from nachim.spec import BPE, WSD, AdamW, Corpus, Data, MultiStep, Muon, Run, Schedule, Train, Validation
 
 WARMUP_STEPS, SMALL_WARMUP_STEPS = 2000, 64
