@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import tyro
 
@@ -27,6 +27,8 @@ from nachim.spec.disk import write_text
 if TYPE_CHECKING:
     from nachim.budget.deploy import Deployment
 
+Number, Count, Text, Folder = Optional[float], Optional[int], Optional[str], Optional[Path]  # noqa: UP045
+"""What may be left unsaid. Of `float | None` tyro asks typeguard whether None is one, whose import takes 0.07 s."""
 SMALLEST_SERVED, LARGEST_SERVED = 1 / 30, 2.0
 """Range of M, over the best design's, of the models that a deployment chooses from."""
 
@@ -35,7 +37,7 @@ SMALLEST_SERVED, LARGEST_SERVED = 1 / 30, 2.0
 class Serve:
     """What will be asked of the model afterwards."""
 
-    serve_tokens_per_day: float | None = None
+    serve_tokens_per_day: Number = None
     """Tokens to serve a day, prompts and answers together: plans for training and serving together."""
     prompt_tokens: int = 1000
     """Tokens of a prompt."""
@@ -45,23 +47,23 @@ class Serve:
     """How long it is served."""
     samples: int = 1
     """Answers to a question."""
-    max_ttft: float | None = None
+    max_ttft: Number = None
     """Most seconds to the first token."""
-    max_tpot: float | None = None
+    max_tpot: Number = None
     """Most seconds for each further token."""
-    serve_on: str | None = None
+    serve_on: Text = None
     """The device that serves; by default the one that trains."""
     weights: str = "bf16"
     """How weights are kept when served: bf16, fp8, int8, int4."""
     cache: str = "bf16"
     """How keys and values are kept when served."""
-    acceptance: float | None = None
+    acceptance: Number = None
     """Chance that a draft model's guess is accepted: speculative decoding."""
     draft_cost: float = 0.1
     """Cost of the draft model as a share of the model's."""
-    loss: float | None = None
+    loss: Number = None
     """The loss wanted (nat/token); by default the one that the training budget alone reaches."""
-    total_dollars: float | None = None
+    total_dollars: Number = None
     """Instead of a loss: what training and serving may cost together."""
 
 
@@ -69,26 +71,26 @@ class Serve:
 class Means:
     """The budget, and what is known beside it."""
 
-    flops: float | None = None
+    flops: Number = None
     """Training FLOP, the head apart (C = M·D)."""
-    devices: str | None = None
+    devices: Text = None
     """Where it runs: a count and a device, such as 8xH200; `here` is this machine, after `nachim measure`."""
-    hours: float | None = None
+    hours: Number = None
     """How long the devices are there."""
-    dollars: float | None = None
+    dollars: Number = None
     """What training may cost."""
-    dollars_per_hour: float | None = None
+    dollars_per_hour: Number = None
     """Price of an hour of one device, instead of the list price."""
     law: str = DEFAULT
     """Where the optimum lies: deepseek, chinchilla-1, -2, -3, chinchilla-corrected, kaplan, llama-3, or a file that
     `nachim fit --json` printed."""
-    unique_tokens: float | None = None
+    unique_tokens: Number = None
     """Tokens of text there are; more are repeated, and worth less."""
-    seq_len: int | None = None
+    seq_len: Count = None
     """Tokens of context; by default 128, 2,048 or 4,096, by compute."""
-    vocab_size: int | None = None
+    vocab_size: Count = None
     """Size of the vocabulary; by default 512, 32,768 or 131,072, by compute."""
-    shape: str | None = None
+    shape: Text = None
     """Plan for this decoder, LAYERSxWIDTH[xHEADS[xKV_HEADS]], instead of searching one."""
     data: str = "stdlib"
     """The text of the recipe: `stdlib` (embedded), a file or folder, or hf:NAME."""
@@ -105,7 +107,7 @@ class Means:
 def plan(
     means: Annotated[Means, tyro.conf.arg(name="")] = Means(),
     serve: Annotated[Serve, tyro.conf.arg(name="")] = Serve(),
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    out: Annotated[Folder, tyro.conf.arg(metavar="DIR")] = None,
     json: bool = False,
 ) -> int:
     """What should this budget train? Designs near the optimum, their layout, hours, money, and a run to start.
