@@ -158,17 +158,20 @@ def test_a_run_in_use_is_refused(tmp_path, monkeypatch):
         go(tiny_run(2), tmp_path)
 
 
-def test_the_number_of_threads_does_not_change_the_bits(tmp_path):
-    run = tiny_run(3, d_model=128, tokens=3 * 1024, batch_tokens=1024)
+def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path):
+    run = tiny_run(4, d_model=128, tokens=4 * 1024, batch_tokens=1024)
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            result = go(run, tmp_path / str(threads))
-            assert result["threads"] == threads
+        torch.set_num_threads(1)
+        whole = go(run, tmp_path / "whole")
+        with pytest.raises(Kill):
+            go(run, tmp_path / "killed", on_step=kill_at(2), checkpoint_seconds=ALWAYS)
+        torch.set_num_threads(2)
+        resumed = go(run, tmp_path / "killed")
     finally:
         torch.set_num_threads(before)
-    assert not differing(weights(tmp_path / "1"), weights(tmp_path / "2"))
+    assert whole["threads"] == resumed["threads"] == 1
+    assert not differing(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
 
 def test_every_step_reads_its_own_sequences_however_often_the_run_is_killed(tmp_path):

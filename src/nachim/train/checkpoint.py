@@ -24,10 +24,14 @@ REFUSED = (SafetensorError, CheckpointException)
 
 @dataclass
 class Progress:
-    """Where a run stands: steps taken, and seconds spent on them over all its sittings."""
+    """Where a run stands: steps taken, seconds spent on them over all its sittings, and the threads it began with.
+
+    A resumed run takes as many threads as it began with, for some CPUs' matrix kernels add in another order on others.
+    """
 
     step: int = 0
     seconds: float = 0.0
+    threads: int = 0
 
 
 def path_at(root: Path, step: int) -> Path:

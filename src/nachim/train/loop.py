@@ -91,8 +91,10 @@ class _Sitting:
         self.guard = Guard(run.train.optimizer.lr)
         begin = checkpoint.latest(self.root) or stage.start
         self.progress = checkpoint.load(begin, stepper) if begin else Progress()
-        if begin and begin.parent != self.root:
-            self.progress.seconds = 0.0
+        if begin and begin.parent == self.root:
+            torch.set_num_threads(self.progress.threads)
+        else:
+            self.progress.seconds, self.progress.threads = 0.0, torch.get_num_threads()
         self.first = checkpoint.step_of(stage.start) if stage.start else 0
         self.metrics = Metrics(out / "metrics.parquet", self.progress.step)
         for row in self.metrics.rows:
