@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -211,6 +212,18 @@ def test_what_the_plan_does_not_know_is_said():
     cpu = planned(devices="Xeon-8480+", flops=1e12)
     assert cpu.best.dollars is None
     assert "--dollars-per-hour" in " ".join(warnings(cpu, recipe(cpu, cpu.best, Stdlib())))
+
+
+def test_a_measured_device_keeps_room_for_the_context_of_a_process():
+    """What is measured is what CUDA reports; data sheets say less than that, which pays for the context."""
+    table, fixed = device_named("RTX-4090"), {"law": LAWS["deepseek"], "flops": 1e20, "shape": "18x1536"}
+    held = make_plan(Wish(cluster=Cluster(device=table), **fixed)).best.memory.total
+    for free, warned in ((0.7e9, True), (0.9e9, False)):
+        mine = dataclasses.replace(table, name="here", memory_bytes=held + free)
+        found = make_plan(Wish(cluster=Cluster(device=mine), **fixed))
+        assert found.best.memory.total == held
+        said = " ".join(warnings(found, recipe(found, found.best, Stdlib())))
+        assert ("holds 781 MB beside its tensors" in said) == warned
 
 
 def test_this_machine_is_planned_at_its_measured_speed(monkeypatch, tmp_path):

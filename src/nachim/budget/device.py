@@ -5,8 +5,10 @@ sources. Bandwidths are of one direction. `sustained` is the share of the bf16 p
 hold once the board has reached its power limit, from stas00/ml-engineering (compute/accelerator/README.md): for H200
 755 of 989 TFLOP/s in the long run against 834 for the best short burst, for B200 1,429 of 2,250. Where only the best
 burst is known it is multiplied by 755 / 834. Watts are the board's, and its share of the whole system where a vendor
-gives that. Bytes of memory are the data sheet's: drivers report up to 7 % more (80 GB are 80 GiB), which is left as a
-margin. Prices change: they are list prices of one day, to be overridden with --dollars-per-hour.
+gives that. Bytes of memory are the data sheet's, in units of 10^9; what CUDA reports is more (an A100 of 80 GB 79.25
+GiB, which are 85.1e9 bytes; an RTX 4090 of 24 GB 23.52 GiB or 25.3e9), and pays for what a process holds beside its
+tensors: `CONTEXT`, NCCL's buffers, cuBLAS' workspace. On an L40S it reports less, see there. Prices change: they are
+list prices of one day, to be overridden with --dollars-per-hour.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from nachim.spec.error import nearest
 
 TERA, GIGA = 1e12, 1e9
 BURST_TO_LASTING = 755 / 834
+CONTEXT = 0.781 * GIGA
+"""Bytes that a process of PyTorch holds on a CUDA device before its first tensor (github.com/pytorch/pytorch issue
+34323: 781 MB in nvidia-smi)."""
 LASTING = "sustained: stas00/ml-engineering compute/accelerator/README.md, "
 RENTED = "price: RunPod's list of March 2026 (deploybase.ai/articles/runpod-gpu-pricing)"
 NVLINK_LATENCY, NETWORK_LATENCY, PCIE_LATENCY = 3e-6, 10e-6, 8e-6
@@ -193,7 +198,7 @@ _ALL = (
         bf16_flops=362 * TERA,
         fp8_flops=733 * TERA,
         int8_flops=733 * TERA,
-        memory_bytes=48 * GIGA,
+        memory_bytes=44.4 * 2**30 - CONTEXT,
         memory_bandwidth=864 * GIGA,
         node_devices=8,
         link_bandwidth=32 * GIGA,
@@ -203,6 +208,8 @@ _ALL = (
         dollars_per_hour=0.79,
         sources=(
             "NVIDIA L40S datasheet: TF32 183 TFLOP/s, PCIe 4.0 x16, 350 W",
+            "memory: 48 GB, of which error correction leaves 44.4 GiB to CUDA (github.com/stepfun-ai/Step-Video-T2V "
+            "issue 8), less a process's context",
             "network: one 400 Gb/s adapter for four cards, assumed",
             *PCIE_SOURCES,
         ),

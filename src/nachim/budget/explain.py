@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from nachim.budget.designs import EPSILON, Design
+from nachim.budget.device import CONTEXT, DEVICES
 from nachim.budget.plan import ASSUMED_HOURS, Plan
 from nachim.law.published import KnownLaw
 from nachim.law.repeat import R_STAR
@@ -29,11 +30,12 @@ def _reasons(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "law", f"{law.name} ({law.source}){f': {law.note}' if law.note else ''}"
     if asked.loss_law is not law:
         yield "loss", f"{law.name} says where the optimum lies, not its loss: losses are {asked.loss_law.name}'s"
+    longer = "" if plan.wish.flops else "; each spends the same compute, so slower ones take longer than the budget"
     size = f"; none larger than {plan.found.most:.3g} FLOP/token, which is what fits" if plan.found.refusal else ""
     yield (
         "designs",
         f"all within {100 * EPSILON:g} % of the least loss, ranked by loss in steps of 0.1 %, then by hours; "
-        f"shapes of one size differ by less than a law can tell{size}",
+        f"shapes of one size differ by less than a law can tell{longer}{size}",
     )
     yield "shape", f"width / depth = {model.d_model / model.n_layers:.0f}: published decoders have 37 to 136"
     yield (
@@ -104,7 +106,14 @@ def warnings(plan: Plan, run: Run) -> list[str]:
 
 def _about_the_room(plan: Plan) -> Iterator[str]:
     """Designs that fit no layout, and what it costs to do without them."""
-    where = f"{plan.cluster.count} x {plan.cluster.device.name}"
+    device = plan.cluster.device
+    where = f"{plan.cluster.count} x {device.name}"
+    free = device.memory_bytes - plan.best.memory.total
+    if device.kind != "cpu" and device.name not in DEVICES and free < CONTEXT:
+        yield (
+            f"{free / 1e6:.0f} MB stay free on the device, and a process holds {CONTEXT / 1e6:.0f} MB beside its "
+            "tensors: it may run out of memory"
+        )
     homeless = sorted(plan.found.homeless, key=lambda one: one.loss)
     if plan.found.refusal is None:
         if homeless:

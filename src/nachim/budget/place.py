@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -150,9 +151,14 @@ def _placed(
         except UserError as error:
             homeless.append(design)
             refusal = refusal or error
-    least = min((one.design.loss for one in found), default=math.inf)
-    found.sort(key=lambda one: (math.floor((one.design.loss / least - 1) / RANK), one.hours))
-    return tuple(found), tuple(homeless), refusal
+    return ranked(found), tuple(homeless), refusal
+
+
+def ranked(placements: Iterable[Placement]) -> tuple[Placement, ...]:
+    """By loss in steps of `RANK`, then by hours."""
+    given = tuple(placements)
+    least = min((one.design.loss for one in given), default=math.inf)
+    return tuple(sorted(given, key=lambda one: (math.floor((one.design.loss / least - 1) / RANK), one.hours)))
 
 
 def _largest(asked: Asked, limit: float, cluster: Cluster) -> float | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from nachim.budget.designs import Asked, Design, design_of, loss_at, settings
 from nachim.budget.device import device_named
-from nachim.budget.place import Found, Placement, find, first, place, precision_of
+from nachim.budget.place import Found, Placement, find, first, place, precision_of, ranked
 from nachim.law.published import FLOPS_PER_UNIT, Interval, KnownLaw, Optimum
 from nachim.spec import Cluster, UserError
 
@@ -192,14 +192,15 @@ def _affordable(wish: Wish, cluster: Cluster, seconds: float) -> tuple[Asked, Fo
 
     The design depends on the compute, its speed on the design, the compute on its speed: round and round until they
     agree to `TOLERANCE`, at first with the design of least loss alone. Where two designs, or two batches, make each
-    other the better one for ever, the closest round's designs stay and get the tokens that they have the time for.
+    other the better one for ever, the designs of the closest round, settings settled, stay and get the tokens that they
+    have the time for.
     """
     flops = seconds * cluster.count * cluster.device.peak(precision_of(cluster)) * GUESS
     asked = _asked(wish, cluster, flops)
     with contextlib.suppress(UserError):  # it may fit nowhere where a smaller design of nearly its loss does
         flops = _spent(place(asked, first(asked, wish.shape), cluster), seconds)
-    tried: dict[float, tuple[float, Asked, Found]] = {}
-    while flops not in tried and len(tried) < ROUNDS:
+    tried: list[tuple[float, Asked, Found]] = []
+    while len(tried) < ROUNDS:
         # At a limit between two vocabularies, lengths or families they would change every round: soon they stay.
         settled = len(tried) >= SETTLED
         asked = dataclasses.replace(asked, flops=flops, ladder=asked.small) if settled else _asked(wish, cluster, flops)
@@ -207,10 +208,10 @@ def _affordable(wish: Wish, cluster: Cluster, seconds: float) -> tuple[Asked, Fo
         reached = _spent(found.best, seconds)
         if abs(reached / flops - 1) < TOLERANCE:
             return asked, found, len(tried) + 2, False
-        tried[flops] = abs(math.log(reached / flops)), asked, found
+        tried.append((abs(math.log(reached / flops)), asked, found))
         flops = reached
-    _, asked, found = min(tried.values(), key=lambda one: one[0])
-    asked = dataclasses.replace(asked, flops=_spent(found.best, seconds), ladder=asked.small)
+    _, asked, found = min(tried[SETTLED:], key=lambda one: one[0])
+    asked = dataclasses.replace(asked, flops=_spent(found.best, seconds))
     return asked, dataclasses.replace(found, placements=_kept(asked, found.placements)), len(tried) + 2, True
 
 
@@ -220,12 +221,13 @@ def _spent(one: Placement, seconds: float) -> float:
 
 
 def _kept(asked: Asked, placements: tuple[Placement, ...]) -> tuple[Placement, ...]:
-    """The same models, batches and layouts, with the tokens, the loss and the rate of `asked`."""
+    """The same models, batches and layouts, with the tokens, the loss and the rate of `asked`; the first stays it."""
 
     def kept(design: Design) -> Design:
         return dataclasses.replace(design_of(asked, design.model), batch_tokens=design.batch_tokens)
 
-    return tuple(dataclasses.replace(one, design=kept(one.design)) for one in placements)
+    best, *others = (dataclasses.replace(one, design=kept(one.design)) for one in placements)
+    return best, *ranked(others)
 
 
 def _asked(wish: Wish, cluster: Cluster, flops: float) -> Asked:
