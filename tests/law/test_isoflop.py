@@ -34,6 +34,15 @@ def test_the_interval_holds_the_truth_and_has_a_width():
     assert 0.001 < high - low < 0.1
 
 
+def test_budgets_of_two_scales_have_no_parabola():
+    """Several runs of each of two scales: any number of parabolas pass through them."""
+    with pytest.raises(UserError, match="0 budgets have a minimum"):
+        obs = symmetric(noise=1e-3)
+        two = np.isin(np.arange(len(obs.loss)) % 11, (3, 7))
+        again = {name: np.tile(getattr(obs, name)[two], 2) for name in ("tokens", "loss", "params", "flops")}
+        isoflop(Observations(**again), "params")
+
+
 def test_minima_outside_the_runs_are_left_out():
     obs = symmetric()
     low_half = obs.params < 0.095 * obs.flops**0.5

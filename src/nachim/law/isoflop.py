@@ -77,7 +77,7 @@ class _Parabola:
 def isoflop(obs: Observations, scale: Scale, seed: int = 0, draws: int = 500) -> IsoFlop:
     """Approach 2 of arXiv 2203.15556: parabolas of log loss in log scale, a power law through their minima.
 
-    Runs whose FLOPs agree within 10 % are one budget; a budget needs 4 runs near its best. The interval is a
+    Runs whose FLOPs agree within 10 % are one budget; a budget needs 4 runs near its best, of 3 scales or more. The interval is a
     residual bootstrap within each parabola. Known to be biased where the surface is not symmetric around its
     optimum (arXiv 2603.22339), hence only a second opinion. Raises UserError when fewer than 3 budgets have a
     minimum inside the scales that were run.
@@ -87,7 +87,7 @@ def isoflop(obs: Observations, scale: Scale, seed: int = 0, draws: int = 500) ->
     for number in range(label.max() + 1):
         near = (label == number) & (obs.weight > 0)
         near &= log_loss < np.min(log_loss[near], initial=np.inf) + NEAR
-        if near.sum() >= FEWEST and np.ptp(log_x[near]) > 0.01:
+        if near.sum() >= FEWEST and len(np.unique(log_x[near].round(3))) >= 3:
             parabolas.append(_Parabola(log_x[near], log_loss[near], float(np.exp(np.log(obs.flops[near]).mean()))))
     minima = tuple(parabola.minimum() for parabola in parabolas)
     inside = [p for p, m in zip(parabolas, minima, strict=True) if not m.at_edge]
