@@ -77,9 +77,9 @@ class _Parabola:
 def isoflop(obs: Observations, scale: Scale, seed: int = 0, draws: int = 500) -> IsoFlop:
     """Approach 2 of arXiv 2203.15556: parabolas of log loss in log scale, a power law through their minima.
 
-    Runs whose FLOPs agree within 10 % are one budget; a budget needs 4 runs near its best, of 3 scales or more. The interval is a
-    residual bootstrap within each parabola. Known to be biased where the surface is not symmetric around its
-    optimum (arXiv 2603.22339), hence only a second opinion. Raises UserError when fewer than 3 budgets have a
+    Runs whose FLOPs agree within 10 % are one budget; a budget needs 4 runs near its best, of 3 scales or more. The
+    interval is a residual bootstrap within each parabola. Known to be biased where the surface is not symmetric around
+    its optimum (arXiv 2603.22339), hence only a second opinion. Raises UserError when fewer than 3 budgets have a
     minimum inside the scales that were run.
     """
     log_x, log_loss, label = np.log(obs.x(scale)), np.log(obs.loss), budgets(obs.flops)
