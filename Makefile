@@ -48,4 +48,5 @@ $(STAMP): pyproject.toml constraints.txt
 		"$$($(PYTHON) -c 'import sys; print(sys._base_executable)')" -m venv --clear .venv; }
 	@rm -f $(STAMP) && touch .venv/.begun
 	.venv/bin/python -m pip install $(if $(CI),-qq) --no-input -c constraints.txt -e '.[dev]'
+	.venv/bin/python -m compileall -q src
 	@mv .venv/.begun $(STAMP)
