@@ -118,6 +118,7 @@ def test_a_missing_field_is_named():
         ("Attention", ("not a part",)),
         (None, ("not a part",)),
         ({"part": "Decoder", "attention": {"n_heads": 4}}, ("Decoder.attention", "not a part")),
+        ({"part": "Decoder", "attention": {"part": "Mixer"}}, ("Decoder.attention", "unknown part 'Mixer'")),
         ({"part": "Decoder", "attention": {"part": "SwiGlu", "d_ff": 4}}, ("Decoder.attention", "'SwiGLU'?")),
     ],
     ids=str,

@@ -26,6 +26,7 @@ from nachim.spec.disk import write_text
 
 if TYPE_CHECKING:
     from nachim.budget.deploy import Deployment
+    from nachim.budget.serve import Demand
 
 Number, Count, Text, Folder = Optional[float], Optional[int], Optional[str], Optional[Path]  # noqa: UP045
 """What may be left unsaid. Of `float | None` tyro asks typeguard whether None is one, whose import takes 0.07 s."""
@@ -65,6 +66,20 @@ class Serve:
     """The loss wanted (nat/token); by default the one that the training budget alone reaches."""
     total_dollars: Number = None
     """Instead of a loss: what training and serving may cost together."""
+
+    def demand(self, tokens_per_day: float) -> Demand:
+        """What is asked of the model, at `tokens_per_day`. Raises UserError for numbers that make no sense."""
+        from nachim.budget.serve import Demand
+
+        return Demand(
+            tokens_per_day=tokens_per_day,
+            prompt_tokens=self.prompt_tokens,
+            answer_tokens=self.answer_tokens,
+            days=self.serve_days,
+            samples=self.samples,
+            max_ttft=self.max_ttft,
+            max_tpot=self.max_tpot,
+        )
 
 
 @dataclass(frozen=True)
@@ -151,19 +166,10 @@ def deployed(made: Plan, serve: Serve) -> Deployment | None:
             raise UserError("nothing says how much is to be served: give --serve-tokens-per-day too")
         return None
     from nachim.budget.deploy import Training, deploy
-    from nachim.budget.serve import Demand
     from nachim.budget.speculate import Speculation
 
     best, asked = made.best, made.asked
-    demand = Demand(
-        tokens_per_day=serve.serve_tokens_per_day,
-        prompt_tokens=serve.prompt_tokens,
-        answer_tokens=serve.answer_tokens,
-        days=serve.serve_days,
-        samples=serve.samples,
-        max_ttft=serve.max_ttft,
-        max_tpot=serve.max_tpot,
-    )
+    demand = serve.demand(serve.serve_tokens_per_day)
     device = made.cluster.device
     training = Training(
         device=device,

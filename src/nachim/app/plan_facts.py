@@ -11,7 +11,7 @@ from nachim.app.plan import LARGEST_SERVED, SMALLEST_SERVED, Serve
 from nachim.budget.deploy import BISECTIONS, FEWEST, MOST
 from nachim.budget.designs import EPSILON, RANK, SMALL, Asked, shapes_between
 from nachim.budget.device import device_named
-from nachim.budget.serve import Demand, format_named, serve
+from nachim.budget.serve import format_named, serve
 from nachim.budget.speculate import Speculation
 from nachim.law.precision import GAMMA_D, effective_share, rounding_penalty
 from nachim.law.published import FLOPS_PER_UNIT, KnownLaw, known_law
@@ -197,15 +197,7 @@ def served_hours(model: Decoder, said: Serve, device: Device) -> float | None:
     They do not depend on how many tokens are served, for how long, or at what price.
     """
     where = dataclasses.replace(device_named(said.serve_on) if said.serve_on else device, dollars_per_hour=1.0)
-    demand = Demand(
-        tokens_per_day=said.serve_tokens_per_day or 1.0,
-        prompt_tokens=said.prompt_tokens,
-        answer_tokens=said.answer_tokens,
-        days=said.serve_days,
-        samples=said.samples,
-        max_ttft=said.max_ttft,
-        max_tpot=said.max_tpot,
-    )
+    demand = said.demand(said.serve_tokens_per_day or 1.0)
     draft = Speculation(acceptance=said.acceptance, draft_cost=said.draft_cost) if said.acceptance is not None else None
     try:
         return serve(model, where, demand, weights=said.weights, cache=said.cache, speculation=draft).dollars_per_token

@@ -332,7 +332,9 @@ def _serving(plan: dict[str, Any]) -> Iterator[Html]:
     lines = [] if even is None else [f"The first is the cheaper of the two from {counted(even)} tokens served."]
     if serving["answers_at_equal_cost"] is not None:
         lines.append(
-            f"For the total of the second it could give {serving['answers_at_equal_cost']:.3g} answers a question."
+            f"For the total of the second it could give {serving['answers_at_equal_cost']:.3g} answers a question, "
+            "and with a judge of right answers is right as often as a model that is right half the time if each "
+            f"is right in {100 * serving['accuracy_needed_for_half']:.0f} % (more where questions differ)."
         )
     scale, value = next((key, value) for key, value in serving["by_flops"].items() if key != "tokens")
     lines.append(

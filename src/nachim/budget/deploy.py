@@ -17,6 +17,7 @@ from nachim.budget.speculate import Speculation
 from nachim.law.precision import effective_share, rounding_penalty
 from nachim.law.published import FLOPS_PER_UNIT, LOSS_LAW, KnownLaw, Surface, scale_of
 from nachim.law.repeat import effective_tokens
+from nachim.law.samples import accuracy_needed
 from nachim.spec import Attention, Decoder, Device, Part, UserError
 
 FEWEST, MOST = 1e6, 1e20
@@ -132,6 +133,7 @@ class Deployment:
             "by_flops": {self.scale: self.by_flops[0], "tokens": self.by_flops[1]},
             "break_even_tokens": self.break_even_tokens,
             "answers_at_equal_cost": self.answers,
+            "accuracy_needed_for_half": None if self.answers is None else accuracy_needed(0.5, self.answers),
             "curve": [point.to_json(self.seq_len) for point in self.curve],
             "surface": {
                 "params_total": [point.model.params_total for point in self.curve],
@@ -276,7 +278,7 @@ def break_even(one: Point, other: Point) -> float | None:
 def answers_at_equal_cost(small: Point, large: Point, demand: Demand) -> float | None:
     """Answers a question that `small` can give for what `large` costs in all with `demand`; None if not even one.
 
-    `nachim.law.samples` says how accurate a sample must then be to be right as often.
+    `accuracy_needed` says how accurate each must then be to be right as often.
     """
     if small.serving is None or large.serving is None:
         return None

@@ -31,16 +31,3 @@ class Speculation(Part):
 def tokens_per_pass(acceptance: float, drafted: int) -> float:
     """Expected tokens of one verifying pass over `drafted` guesses: (1-a^(g+1))/(1-a) (arXiv 2211.17192, eq. 1)."""
     return sum(acceptance**place for place in range(drafted + 1))
-
-
-def speedup(speculation: Speculation, drafted: int) -> float:
-    """How much faster where a verifying pass costs what a plain step does: (1-a^(g+1))/((1-a)(g·c+1)) (theorem 3.8).
-
-    So it is at small batch, where weights are what a step reads; `serve` charges verification by the roofline instead.
-    """
-    return tokens_per_pass(speculation.acceptance, drafted) / (drafted * speculation.draft_cost + 1)
-
-
-def best_draft(speculation: Speculation) -> int:
-    """The number of drafted tokens, up to `MOST_DRAFTED`, of the greatest `speedup`; 0 where drafting never pays."""
-    return max(range(MOST_DRAFTED + 1), key=lambda drafted: speedup(speculation, drafted))

@@ -2,7 +2,7 @@
 
 All of it supposes a verifier that knows a right answer when it sees one, and independent samples of one accuracy per
 question. Accuracy varies over questions, and pass@n of a set is then *below* what its mean accuracy gives (1-(1-p)^n
-is concave in p): read every value as an upper bound.
+is concave in p): the accuracy a sample needs is then more than what is returned.
 """
 
 from __future__ import annotations
@@ -12,29 +12,10 @@ import math
 from nachim.spec.error import UserError
 
 
-def pass_at(accuracy: float, samples: float) -> float:
-    """Chance that one of `samples` answers is right: 1-(1-p)^n (the expectation behind arXiv 2107.03374, eq. 1)."""
-    _chance(accuracy)
-    if not samples >= 1:
-        raise UserError(f"samples is {samples}: a question needs at least one answer")
-    return 1.0 if accuracy == 1 else -math.expm1(samples * math.log1p(-accuracy))
-
-
-def samples_for(accuracy: float, wanted: float) -> int:
-    """Fewest samples with `pass_at` of at least `wanted`. Raises UserError when no number of them is enough."""
-    _chance(accuracy)
-    _chance(wanted)
-    if accuracy >= wanted:
-        return 1
-    if accuracy == 0 or wanted == 1:
-        raise UserError(f"no number of samples lifts an accuracy of {accuracy} to {wanted}; lower the wanted accuracy")
-    return math.ceil(math.log1p(-wanted) / math.log1p(-accuracy) * (1 - 1e-12))
-
-
 def accuracy_needed(rival: float, samples: float) -> float:
     """Accuracy a sample at which `samples` answers equal one answer of a model right with chance `rival`.
 
-    The inverse of `pass_at`: 1-(1-p)^(1/n).
+    The inverse of pass@n = 1-(1-p)^n (the expectation behind arXiv 2107.03374, eq. 1): 1-(1-p)^(1/n).
     """
     _chance(rival)
     if not samples >= 1:

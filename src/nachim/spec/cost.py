@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,20 +69,20 @@ class Saved:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer(Part):
+class Layer(Part, ABC):
     """Base of what stands in a block: it declares its matrices and its other parameters, and the costs follow."""
 
+    @abstractmethod
     def matrices(self, d_model: int) -> tuple[Matrix, ...]:
         """Every matrix that tokens are multiplied by, in a model of width `d_model`."""
-        raise NotImplementedError
 
     def vectors(self, d_model: int) -> int:
         """Parameters outside the matrices: gains, biases, convolutions, decays."""
         return 0
 
+    @abstractmethod
     def saved(self, d_model: int) -> Saved:
         """What a token leaves behind for the backward pass, this part's normalised input included."""
-        raise NotImplementedError
 
     def params(self, d_model: int) -> int:
         """All parameters."""
@@ -100,21 +101,21 @@ class Layer(Part):
 class Mixer(Layer):
     """Base of what carries information between tokens: attention, state-space models, linear attention."""
 
+    @abstractmethod
     def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
         """Forward FLOP/token beyond the matrices, averaged over a sequence of `seq_len` tokens.
 
         Every token is charged for the whole context, as in M (arXiv 2401.02954); `causal` charges it for the
         tokens before it and itself alone.
         """
-        raise NotImplementedError
 
     def decode_flops(self, position: float) -> float:
         """Forward FLOP beyond the matrices of one new token when `position` tokens stand in the cache, itself too."""
         return self.mixing_flops(position)
 
+    @abstractmethod
     def cache_values(self, seq_len: float) -> float:
         """Values kept for one sequence of `seq_len` tokens while it is being generated."""
-        raise NotImplementedError
 
     @property
     def cache_pieces(self) -> int:

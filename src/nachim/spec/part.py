@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import math
 import re
@@ -144,7 +145,8 @@ def _plain(value: object) -> object:
 def _classes(root: type[Part] = Part) -> dict[str, type[Part]]:
     found: dict[str, type[Part]] = {}
     for child in root.__subclasses__():
-        found[child.__name__] = child
+        if not inspect.isabstract(child):
+            found[child.__name__] = child
         found.update(_classes(child))
     return found
 
