@@ -180,7 +180,7 @@ def _chosen(record: Record) -> tuple[float, float] | None:
     except UserError:
         return None
     flops = float(record.sweep[0].run.flops)
-    return float(recipe.transfer.lr(flops)), float(recipe.batch_tokens(flops))
+    return recipe.lr(flops), float(recipe.batch_tokens(flops))
 
 
 def _curve(rung: Rung) -> Curve | None:

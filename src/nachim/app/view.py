@@ -80,9 +80,9 @@ class TerminalView:
         now = time.monotonic()
         if event.run not in self.runs:
             task = self.bars.add_task(event.run, total=event.steps, note="")
-            self.runs[event.run] = (task, now, event.step)
+            self.runs[event.run] = (task, now, event.token)
         task, since, first = self.runs[event.run]
-        note = self._note(event, now - since, event.step - first)
+        note = self._note(event, now - since, event.token - first)
         self.bars.update(task, completed=event.step, note=note)
         if not self.console.is_terminal and now - self.spoke > PLAIN_EVERY_SECONDS:
             self.spoke = now
@@ -91,12 +91,12 @@ class TerminalView:
             self.bars.remove_task(task)
             del self.runs[event.run]
 
-    def _note(self, event: Event, seconds: float, steps: int) -> str:
+    def _note(self, event: Event, seconds: float, tokens: int) -> str:
         loss = f"loss {event.loss:.3f}"
-        if not steps or seconds <= 0:
+        if not tokens or seconds <= 0:
             return loss
-        rate = steps * event.batch_tokens / seconds
-        left = (event.steps - event.step) * event.batch_tokens / rate
+        rate = tokens / seconds
+        left = (event.tokens - event.token) / rate
         mfu = ""
         if self.machine is not None:
             share = rate * event.flops_per_token / self.machine.peak(self.precision, event.threads)

@@ -42,7 +42,7 @@ class Chain(Part):
     def flops(self) -> int:
         """Training FLOP this chain takes, the shared parts counted once, the head apart."""
         pairs = zip(self.runs, self.begins(), strict=True)
-        return sum(run.flops_per_token * (run.train.tokens - first * run.train.batch_tokens) for run, first in pairs)
+        return sum(run.flops_per_token * (run.train.tokens - run.train.token_at(first)) for run, first in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,8 @@ def make_ladder(
     """Every shape at every budget that suits it.
 
     `trunks`: one constant-rate run a shape with a decay at each budget (arXiv 2405.18392), batch and rate those of the
-    largest budget. `isoflop`: separate runs, batch and rate those of each budget. Raises UserError when no run is left.
+    recipe's anchor (of the largest budget, where it has none). `isoflop`: separate runs, batch and rate those of each
+    budget. Raises UserError when no run is left.
     """
     chains: list[Chain] = []
     for model in shapes:

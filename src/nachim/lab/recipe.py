@@ -7,20 +7,37 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nachim.law.transfer import Transfer
-from nachim.spec import WSD, AdamW, Cosine, Data, Decoder, MultiStep, Muon, Part, Run, Train, Validation
+from nachim.spec import WSD, AdamW, Cosine, Data, Decoder, Growth, MultiStep, Muon, Part, Run, Train, Validation
+
+GROWTH = 0.75
+"""Power of tokens with which an anchored recipe's batch grows; measured in `ideas/growing_batch.md`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchor(Part):
+    """The rung whose rate and batch every run takes: its compute, and its tokens, from which on the batch grows."""
+
+    flops: float
+    tokens: int
+
+    def check(self) -> None:
+        self.require_positive("flops", "tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Part):
     """A family of runs. Batch and peak learning rate are DeepSeek's laws (arXiv 2401.02954) times the two factors.
 
-    The batch is rounded to a power of two of sequences, so that a ladder does not change it at every budget.
+    With an `anchor` they are those of its compute in every run, and from its tokens on the batch grows with the tokens
+    seen: a run is then the beginning of any longer one, and small runs and their target follow one course. Without it
+    they are those of the run's own compute. The batch is rounded to a power of two of sequences.
     """
 
     data: Data
     precision: Literal["fp32", "bf16"]
     lr_factor: float = 1.0
     batch_factor: float = 1.0
+    anchor: Anchor | None = None
     warmup_steps: int = 64
     optimizer: Literal["muon", "adamw"] = "muon"
     schedule: Literal["wsd", "cosine", "multistep"] = "wsd"
@@ -36,9 +53,16 @@ class Recipe(Part):
         return Transfer(lr_factor=self.lr_factor, batch_factor=self.batch_factor)
 
     def batch_tokens(self, flops: float) -> int:
-        """Batch at compute `flops`, in tokens."""
-        sequences = float(self.transfer.batch_tokens(flops)) / self.data.seq_len
+        """Batch at compute `flops`, in tokens; with an anchor, the batch before it grows."""
+        sequences = float(self.transfer.batch_tokens(self._at(flops))) / self.data.seq_len
         return self.data.seq_len * 2 ** max(0, round(math.log2(sequences)))
+
+    def lr(self, flops: float) -> float:
+        """Peak learning rate at compute `flops`."""
+        return float(f"{float(self.transfer.lr(self._at(flops))):.4g}")
+
+    def _at(self, flops: float) -> float:
+        return self.anchor.flops if self.anchor else flops
 
     def run(self, model: Decoder, flops: float, tokens: float, *, seed: int | None = None, times: int = 1) -> Run:
         """A run of `model` on about `tokens` tokens (whole steps), its batch and rate those of compute `flops`.
@@ -54,12 +78,12 @@ class Recipe(Part):
             "cosine": Cosine(warmup_tokens=warmup),
             "multistep": MultiStep(warmup_tokens=warmup),
         }
-        lr = float(f"{float(self.transfer.lr(flops)):.4g}")
         train = Train(
             tokens=steps * batch,
             batch_tokens=batch,
-            optimizer={"muon": Muon, "adamw": AdamW}[self.optimizer](lr=lr),
+            optimizer={"muon": Muon, "adamw": AdamW}[self.optimizer](lr=self.lr(flops)),
             schedule=courses[self.schedule],
+            growth=Growth(begin_tokens=self.anchor.tokens, power=GROWTH) if self.anchor else None,
             precision=self.precision,
             seed=seed,
         )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nachim.budget.cost import disk_bytes, makespan
 from nachim.budget.shape import family, ladder_shapes, nearest_shape
 from nachim.budget.throughput import Throughput
 from nachim.lab.ladder import FEWEST_STEPS, Chain, Design, Ladder, budgets, make_ladder
-from nachim.lab.recipe import Recipe
+from nachim.lab.recipe import Anchor, Recipe
 from nachim.lab.sweep import sweep
 from nachim.law.transfer import model_opt
 from nachim.spec import Decoder, Part, Run, UserError
@@ -61,6 +60,7 @@ def lay_out(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: 
     """
     levels = budgets(top)
     target = REACH * top
+    recipe = anchored(recipe, levels[0], design)
     data = recipe.data
     low, high = span_of_shapes(levels[0], target)
     smallest = family(data.tokenizer.vocab_size, data.seq_len)[0][0]
@@ -108,6 +108,14 @@ def sweep_shape(recipe: Recipe, flops: float) -> Decoder:
     return nearest_shape(max(smallest, family_opt(flops)), data.tokenizer.vocab_size, data.seq_len)
 
 
+def anchored(recipe: Recipe, flops: float, design: Design) -> Recipe:
+    """`recipe` with its anchor at the sweep's rung of `flops`, for trunks; separate runs have no anchor."""
+    if design == "isoflop":
+        return recipe
+    tokens = round(flops / sweep_shape(recipe, flops).flops_per_token(recipe.data.seq_len))
+    return replace(recipe, anchor=Anchor(flops=flops, tokens=tokens))
+
+
 def repeat(recipe: Recipe, ladder: Ladder) -> Ladder:
     """The second-smallest shape's runs at its three cheapest budgets once more, with another seed: the run noise."""
     by_shape = list(dict.fromkeys(chain.runs[0].model for chain in ladder.chains))
@@ -121,10 +129,10 @@ def repeat(recipe: Recipe, ladder: Ladder) -> Ladder:
 
 def reseeded(run: Run, seed: int) -> Run:
     """`run` with other weights and another order of the data."""
-    return dataclasses.replace(
+    return replace(
         run,
-        train=dataclasses.replace(run.train, seed=seed),
-        data=dataclasses.replace(run.data, seed=seed),
+        train=replace(run.train, seed=seed),
+        data=replace(run.data, seed=seed),
     )
 
 

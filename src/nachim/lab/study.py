@@ -24,7 +24,7 @@ from nachim.lab.forecast import choose_shape, forecast, open_seal, seal
 from nachim.lab.ladder import Design, Ladder, make_ladder
 from nachim.lab.launch.local import Event, carry_out_all, event_of
 from nachim.lab.recipe import Recipe
-from nachim.lab.size import REACH, Pace, Plan, chain_seconds, repeat, size, total, useful
+from nachim.lab.size import REACH, Pace, Plan, anchored, chain_seconds, repeat, size, total, useful
 from nachim.lab.speed import measure_throughput
 from nachim.lab.store import diverged, finished, observe, run_noise
 from nachim.lab.sweep import settle
@@ -216,7 +216,7 @@ class Study:
         if path.exists():
             return
         self.view.stage("sweep", plan.sweep_seconds)
-        recipe = self.recipe()
+        recipe = anchored(self.recipe(), plan.levels[0], plan.design)
         swept = settle(recipe, plan.sweep.runs[0].model, plan.levels[0], self._try, self.view.say)
         unique = prepare(self.question.data, self.cache).unique_tokens
         if not useful(plan, swept, unique):

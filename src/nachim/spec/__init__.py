@@ -13,7 +13,7 @@ from nachim.spec.part import Difference, Part, diff
 from nachim.spec.pattern import MixtureOfDepths, Pattern
 from nachim.spec.position import Learned, NoPosition, Position, RoPE
 from nachim.spec.run import Run, Validation
-from nachim.spec.train import WSD, AdamW, Cosine, MultiStep, Muon, Schedule, Train
+from nachim.spec.train import WSD, AdamW, Cosine, Growth, MultiStep, Muon, Schedule, Train
 
 __all__ = [
     "BPE",
@@ -34,6 +34,7 @@ __all__ = [
     "Files",
     "Gated",
     "GeGLU",
+    "Growth",
     "HuggingFace",
     "Layer",
     "LayerNorm",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,8 +91,28 @@ class WSD(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Growth(Part):
+    """A batch that grows along the run: `batch_tokens` times (t / begin_tokens)^power at token t, where that is above 1.
+
+    The gradient's noise outgrows the gradient as the loss falls (arXiv 1812.06162 sec. 2.2), so the best batch grows
+    with tokens (arXiv 2505.13738). Whole multiples of `batch_tokens`: until its end a run takes the same steps as any
+    longer one.
+    """
+
+    begin_tokens: int
+    power: float
+
+    def check(self) -> None:
+        self.require_positive("begin_tokens", "power")
+
+    def multiple(self, token: int) -> int:
+        """How many times `batch_tokens` the step that begins at `token` takes."""
+        return max(1, round((token / self.begin_tokens) ** self.power))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train(Part):
-    """One training run: `tokens` in steps of `batch_tokens`, gradients clipped to the norm `clip`.
+    """One training run: `tokens` in steps of `batch_tokens`, or more where they have a `growth`; gradients clipped to `clip`.
 
     `micro_batch_tokens` splits a step's batch without changing its gradient, to save memory. `precision` is that of the
     matrix multiplications; weights and optimizer state are always kept in fp32.
@@ -101,6 +122,7 @@ class Train(Part):
     batch_tokens: int
     optimizer: AdamW
     schedule: Schedule
+    growth: Growth | None = None
     clip: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batch_tokens: int | None = None
@@ -121,4 +143,16 @@ class Train(Part):
     @property
     def steps(self) -> int:
         """Optimizer steps."""
-        return self.tokens // self.batch_tokens
+        return self.tokens // self.batch_tokens if self.growth is None else len(self._begins) - 1
+
+    def token_at(self, step: int) -> int:
+        """Tokens seen before `step` (from 0); `tokens` at the number of steps."""
+        return step * self.batch_tokens if self.growth is None else self._begins[step]
+
+    @functools.cached_property
+    def _begins(self) -> list[int]:
+        begins = [0]
+        while begins[-1] < self.tokens:
+            taken = self.batch_tokens * (self.growth.multiple(begins[-1]) if self.growth else 1)
+            begins.append(min(self.tokens, begins[-1] + taken))
+        return begins

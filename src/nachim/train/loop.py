@@ -122,14 +122,14 @@ class _Sitting:
     def _step(self) -> None:
         began = time.perf_counter()
         train = self.run.train
-        rows = train.batch_tokens // self.run.data.seq_len
-        step = self.progress.step
-        x_BT = torch.from_numpy(self.batches(step * rows, rows)).to(self.stage.device)
+        step, length = self.progress.step, self.run.data.seq_len
+        first, end = train.token_at(step) // length, train.token_at(step + 1) // length
+        x_BT = torch.from_numpy(self.batches(first, end - first)).to(self.stage.device)
         stats = self.stepper.take(step, x_BT, self.guard)
         seconds = time.perf_counter() - began
         self.progress.step += 1
         self.progress.seconds += seconds
-        tokens = self.progress.step * train.batch_tokens
+        tokens = train.token_at(self.progress.step)
         self.metrics.add(step=self.progress.step, tokens=tokens, seconds=seconds, **vars(stats))
         self.stage.on_step(self.progress.step, stats.loss)
 
@@ -141,7 +141,7 @@ class _Sitting:
     def _result(self, validation: dict[str, float]) -> dict[str, Any]:
         run = self.run
         taken = run.train.steps - self.first
-        share = taken / run.train.steps
+        share = 1 - run.train.token_at(self.first) / run.train.tokens
         seconds = self.progress.seconds
         return {
             "fingerprint": run.fingerprint,

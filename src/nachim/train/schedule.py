@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 
@@ -34,7 +35,7 @@ def _(schedule: WSD, token: int, tokens: int) -> float:
 
 def factor(train: Train, step: int) -> float:
     """Factor on the peak rate at `step` (from 0): linear warm-up, then the schedule's course."""
-    token = step * train.batch_tokens
+    token = train.token_at(step)
     schedule = train.schedule
     if token < schedule.warmup_tokens:
         return (token + train.batch_tokens) / (schedule.warmup_tokens + train.batch_tokens)
@@ -45,5 +46,6 @@ def stable_steps(train: Train) -> int:
     """Leading steps that do not depend on the run's length: all before the decay for WSD, none for other schedules."""
     if not isinstance(train.schedule, WSD):
         return 0
-    begin = int((1 - train.schedule.decay) * train.tokens) // train.batch_tokens
+    decay_begins = int((1 - train.schedule.decay) * train.tokens)
+    begin = bisect.bisect_right(range(train.steps), decay_begins, key=train.token_at) - 1
     return begin if factor(train, max(0, begin - 1)) == 1.0 else 0

@@ -42,7 +42,7 @@ class Stepper:
         before the weights change.
         """
         train = self.run.train
-        rows = (train.micro_batch_tokens or train.batch_tokens) // self.run.data.seq_len
+        rows = train.micro_batch_tokens // self.run.data.seq_len if train.micro_batch_tokens else len(x_BT)
         loss = 0.0
         for micro in x_BT.split(rows):
             part = self.loss(self.model, micro) * (len(micro) / len(x_BT))

@@ -22,12 +22,13 @@ EVERY_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Event:
-    """News of a run: steps done, loss (nat/token), FLOP/token (body and head), threads, and its worker process."""
+    """News of a run: steps and tokens done, loss (nat/token), FLOP/token (body and head), threads, its worker process."""
 
     run: str
     step: int
     steps: int
-    batch_tokens: int
+    token: int
+    tokens: int
     loss: float
     flops_per_token: int
     threads: int
@@ -37,7 +38,8 @@ class Event:
 def event_of(name: str, run: Run, step: int, loss: float, threads: int) -> Event:
     """The news that `run`, called `name`, has done `step` steps in this process."""
     work = run.flops_per_token + run.model.head_flops_per_token
-    return Event(name, step, run.train.steps, run.train.batch_tokens, loss, work, threads, os.getpid())
+    train = run.train
+    return Event(name, step, train.steps, train.token_at(step), train.tokens, loss, work, threads, os.getpid())
 
 
 def carry_out_all(
