@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nachim.budget.shape import shape
-from nachim.lab.recipe import Recipe
+from nachim.lab.recipe import GROWTH, Anchor, Recipe
 from nachim.spec import BPE, WSD, Cosine, Data, MultiStep, UserError
 
 DATA = Data(tokenizer=BPE(vocab_size=512), seq_len=128)
@@ -35,6 +35,18 @@ def test_run_takes_whole_steps_near_the_wanted_tokens() -> None:
     run = recipe().run(shape(32, 512), 1e11, 1_000_000)
     assert abs(run.train.tokens - 1_000_000) <= run.train.batch_tokens
     assert run.train.schedule.warmup_tokens == 64 * run.train.batch_tokens
+
+
+def test_an_anchored_recipe_has_one_course_for_every_run() -> None:
+    anchored = recipe(anchor=Anchor(flops=1e11, tokens=300_000), batch_factor=0.2)
+    model = shape(32, 512)
+    small, large = (anchored.run(model, flops, tokens) for flops, tokens in ((1e11, 3e5), (1e13, 3e7)))
+    alone = recipe(batch_factor=0.2).run(model, 1e11, 3e5)
+    assert (small.train.batch_tokens, small.train.optimizer) == (alone.train.batch_tokens, alone.train.optimizer)
+    assert small.train.optimizer == large.train.optimizer and small.train.batch_tokens == large.train.batch_tokens
+    assert [small.train.token_at(step) for step in range(100)] == [large.train.token_at(step) for step in range(100)]
+    last = large.train.token_at(large.train.steps - 1) - large.train.token_at(large.train.steps - 2)
+    assert last == pytest.approx(100**GROWTH * large.train.batch_tokens, rel=0.05)
 
 
 def test_seed_draws_weights_and_order() -> None:

@@ -50,6 +50,17 @@ def test_the_best_rate_is_found_beyond_the_first_edge(rate: float) -> None:
     assert not said and runs <= 7
 
 
+@pytest.mark.parametrize(("steep", "moved"), [(0.003, 1.0), (0.02, 4.0)])
+def test_the_batch_moves_only_for_more_than_noise(steep: float, moved: float) -> None:
+    planned = RECIPE.batch_tokens(FLOPS)
+
+    def loss(run: Run) -> float:
+        return 2 + steep * (math.log2(run.train.batch_tokens / planned) - 2) ** 2
+
+    found, _, _ = settled(loss)
+    assert found.batch_tokens(FLOPS) == moved * planned
+
+
 def test_a_best_that_runs_away_is_taken_at_the_last_edge_and_said() -> None:
     found, _, said = settled(bowl(100.0, 1.0))
     assert found.lr_factor == 8.0

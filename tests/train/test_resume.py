@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from nachim.spec import WSD, UserError
+from nachim.spec import WSD, Growth, UserError
 from nachim.spec.disk import locked
 from nachim.train import checkpoint, guard, loop
 from nachim.train.schedule import factor, stable_steps
@@ -97,6 +97,28 @@ def test_metrics_hold_every_step_once_and_validation_where_it_was_measured(tmp_p
     assert [row["step"] for row in found if row["validation_loss"] is not None] == [3, 5, 8]
     assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in found)
     assert result["validation"] == {"loss": found[-1]["validation_loss"], "bpb": found[-1]["bpb"]}
+
+
+def test_a_run_whose_batch_grows_reads_on_where_it_was_killed(tmp_path):
+    growing = Growth(begin_tokens=3 * BATCH, power=1.0)
+    short, long = (
+        tiny_run(steps, schedule=WSD(warmup_tokens=2 * BATCH, decay=0.25), growth=growing) for steps in (14, 24)
+    )
+    shared = stable_steps(short.train)
+    go(short, tmp_path / "short", checkpoint_seconds=ALWAYS, keep=frozenset({shared}))
+    start = checkpoint.path_at(tmp_path / "short" / "checkpoint", shared)
+    with pytest.raises(Kill):
+        go(long, tmp_path / "from", start=start, checkpoint_seconds=ALWAYS, on_step=kill_at(long.train.steps - 1))
+    result, scratch = go(long, tmp_path / "from", start=start), go(long, tmp_path / "scratch")
+    assert not differing(weights(tmp_path / "from"), weights(tmp_path / "scratch"))
+    assert rows(tmp_path / "from") == rows(tmp_path / "scratch")[shared:]
+    assert [row["tokens"] for row in rows(tmp_path / "scratch")] == [
+        long.train.token_at(step) for step in range(1, long.train.steps + 1)
+    ]
+    assert long.train.steps < 24 and rows(tmp_path / "scratch")[-1]["tokens"] == long.train.tokens
+    share = 1 - long.train.token_at(shared) / long.train.tokens
+    assert result["tokens_per_second"] == pytest.approx(long.train.tokens * share / result["seconds"])
+    assert scratch["validation"] == result["validation"]
 
 
 def test_a_longer_run_may_start_from_a_shorter_ones_checkpoint(tmp_path):

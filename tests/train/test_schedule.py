@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from nachim.spec import WSD, AdamW, Cosine, MultiStep, Schedule, Train, UserError
+from nachim.spec import WSD, AdamW, Cosine, Growth, MultiStep, Schedule, Train, UserError
 from nachim.train.schedule import course, factor, stable_steps
 
 
-def training(schedule: Schedule, steps: int, batch: int = 64) -> Train:
-    """`steps` steps of `batch` tokens."""
-    return Train(tokens=steps * batch, batch_tokens=batch, optimizer=AdamW(lr=1.0), schedule=schedule)
+def training(schedule: Schedule, steps: int, batch: int = 64, growth: Growth | None = None) -> Train:
+    """`steps` steps of `batch` tokens, fewer where the batch grows."""
+    return Train(tokens=steps * batch, batch_tokens=batch, optimizer=AdamW(lr=1.0), schedule=schedule, growth=growth)
 
 
 def factors(schedule: Schedule, steps: int) -> list[float]:
@@ -72,6 +72,39 @@ def test_a_short_run_shares_its_stable_steps_with_every_longer_one(steps, warmup
     for longer in (steps + 1, 2 * steps, 5 * steps):
         long = training(schedule, longer)
         assert [factor(long, step) for step in range(shared)] == short[:shared]
+
+
+def spans(train: Train) -> list[int]:
+    """Tokens of every step."""
+    return [train.token_at(step + 1) - train.token_at(step) for step in range(train.steps)]
+
+
+@pytest.mark.parametrize("power", [0.5, 0.75, 1.0])
+def test_a_growing_batch_follows_its_power_in_whole_multiples(power):
+    train = training(WSD(), 4000, growth=Growth(begin_tokens=6400, power=power))
+    assert train.token_at(0) == 0 and train.token_at(train.steps) == sum(spans(train)) == train.tokens
+    for step, taken in enumerate(spans(train)[:-1]):
+        wanted = max(1.0, (train.token_at(step) / 6400) ** power)
+        assert taken % 64 == 0 and abs(taken / 64 - wanted) <= 0.5
+    assert 0 < spans(train)[-1] <= 64 * round((train.tokens / 6400) ** power)
+
+
+@pytest.mark.parametrize("steps", [70, 150, 1001])
+def test_a_growing_batch_shares_its_stable_steps_with_every_longer_run(steps):
+    growth = Growth(begin_tokens=30 * 64, power=0.75)
+    short = training(WSD(warmup_tokens=640), steps, growth=growth)
+    shared = stable_steps(short)
+    assert short.token_at(shared) <= 0.8 * short.tokens < short.token_at(shared + 1)
+    for longer in (steps + 1, 2 * steps, 5 * steps):
+        long = training(WSD(warmup_tokens=640), longer, growth=growth)
+        assert spans(long)[:shared] == spans(short)[:shared]
+        assert [factor(long, step) for step in range(shared)] == [factor(short, step) for step in range(shared)]
+
+
+def test_a_batch_that_never_grows_is_a_constant_one():
+    growth = Growth(begin_tokens=10**9, power=1.0)
+    grown, constant = training(WSD(warmup_tokens=640), 97, growth=growth), training(WSD(warmup_tokens=640), 97)
+    assert (spans(grown), stable_steps(grown)) == (spans(constant), stable_steps(constant))
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), MultiStep(), WSD(decay=1.0), WSD(warmup_tokens=60 * 64, decay=0.5)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
@@ -16,6 +17,9 @@ from nachim.spec import Decoder, Run, UserError
 STEP = 2.0
 EXTENSIONS = 2
 """How often a sweep goes on beyond an edge that looks best."""
+NOISE = 0.015
+"""What the loss of bottom rungs differs by from seed to seed (`ideas/forecast_60_minutes.md`): a batch that gains less is
+no better than the planned one."""
 
 Field = Literal["lr_factor", "batch_factor"]
 Try = Callable[[Ladder], Mapping[Run, float]]
@@ -33,37 +37,46 @@ def settle(recipe: Recipe, model: Decoder, flops: float, carry_out: Try, say: Ca
 
     Each goes on beyond an edge that looks best, and ends at the vertex of a parabola through log value and loss. The
     batch comes second because the best batch at a wrong rate is a wrong batch: a rate twice too high asks for one
-    twice too large. Raises UserError when every run of a sweep diverges.
+    twice too large. The loss is flat in the batch, so the planned one stays unless another gains more than NOISE.
+    Raises UserError when every run of a sweep diverges.
     """
-    rate, best_rate = _along("lr_factor", recipe, model, flops, carry_out, say)
-    batch, _ = _along("batch_factor", replace(recipe, lr_factor=best_rate), model, flops, carry_out, say)
+    rate, losses = _along("lr_factor", recipe, model, flops, carry_out, say)
+    at_best = replace(recipe, lr_factor=_least(losses))
+    batch, losses = _along("batch_factor", at_best, model, flops, carry_out, say)
+    planned = losses.get(recipe.batch_factor, math.inf)
+    if planned < (1 + NOISE) * min(losses.values()):
+        batch = recipe.batch_factor
     return replace(recipe, lr_factor=round(rate, 4), batch_factor=round(batch, 4))
 
 
 def _along(
     field: Field, recipe: Recipe, model: Decoder, flops: float, carry_out: Try, say: Callable[[str], None]
-) -> tuple[float, float]:
-    """The vertex of `field`, and the best of the values tried, as factors of DeepSeek's law."""
+) -> tuple[float, dict[float, float]]:
+    """The vertex of `field`, and the loss of every value tried, as factors of DeepSeek's law."""
     centre = getattr(recipe, field)
     runs = {centre * factor: _run(_varied(recipe, field, factor), model, flops) for factor in (1 / STEP, 1.0, STEP)}
     for _ in range(EXTENSIONS):
         losses = _losses(field, runs, carry_out)
-        best = min(losses, key=losses.__getitem__)
+        best = _least(losses)
         beyond = best / STEP if best == min(losses) == min(runs) else best * STEP if best == max(runs) else None
         more = beyond and _run(_varied(recipe, field, beyond / centre), model, flops)
         if not more or more in runs.values():
             break
         runs[beyond] = more
     losses = _losses(field, runs, carry_out)
-    best = min(losses, key=losses.__getitem__)
+    best = _least(losses)
     name = {"lr_factor": "learning rate", "batch_factor": "batch"}[field]
     if best in (min(losses), max(losses)):
         say(f"the sweep's best {name} is at its edge: it is taken as it is")
-        return best, best
+        return best, losses
     if len(losses) < FEWEST:
-        return best, best
+        return best, losses
     values = np.array(sorted(losses))
-    return optimum(values, np.array([losses[value] for value in values])), best
+    return optimum(values, np.array([losses[value] for value in values])), losses
+
+
+def _least(losses: Mapping[float, float]) -> float:
+    return min(losses, key=losses.__getitem__)
 
 
 def _losses(field: Field, runs: Mapping[float, Run], carry_out: Try) -> dict[float, float]:

@@ -92,11 +92,10 @@ class WSD(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Growth(Part):
-    """A batch that grows along the run: `batch_tokens` times (t / begin_tokens)^power at token t, where that is above 1.
+    """A batch that grows along the run: `batch_tokens` times (t / begin_tokens)^power at token t, but at least once.
 
-    The gradient's noise outgrows the gradient as the loss falls (arXiv 1812.06162 sec. 2.2), so the best batch grows
-    with tokens (arXiv 2505.13738). Whole multiples of `batch_tokens`: until its end a run takes the same steps as any
-    longer one.
+    As the loss falls a gradient's noise outgrows it (arXiv 1812.06162), so the best batch grows with tokens (arXiv
+    2505.13738). A step takes whole multiples of `batch_tokens`; until its end a run takes the steps of any longer one.
     """
 
     begin_tokens: int
@@ -112,7 +111,7 @@ class Growth(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Part):
-    """One training run: `tokens` in steps of `batch_tokens`, or more where they have a `growth`; gradients clipped to `clip`.
+    """One training run: `tokens` in steps of `batch_tokens`, which may grow; gradients are clipped to the norm `clip`.
 
     `micro_batch_tokens` splits a step's batch without changing its gradient, to save memory. `precision` is that of the
     matrix multiplications; weights and optimizer state are always kept in fp32.

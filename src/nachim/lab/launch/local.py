@@ -22,7 +22,7 @@ EVERY_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Event:
-    """News of a run: steps and tokens done, loss (nat/token), FLOP/token (body and head), threads, its worker process."""
+    """News of a run: steps and tokens done, loss (nat/token), FLOP/token (body and head), threads, and its process."""
 
     run: str
     step: int
