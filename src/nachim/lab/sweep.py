@@ -18,7 +18,7 @@ STEP = 2.0
 EXTENSIONS = 2
 """How often a sweep goes on beyond an edge that looks best."""
 NOISE = 0.015
-"""What the loss of bottom rungs differs by from seed to seed (`ideas/forecast_60_minutes.md`): a batch that gains less is
+"""What the losses of bottom rungs differ by between seeds (`ideas/forecast_60_minutes.md`): a batch that gains less is
 no better than the planned one."""
 
 Field = Literal["lr_factor", "batch_factor"]
