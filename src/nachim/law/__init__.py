@@ -16,9 +16,11 @@ import types
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nachim.law.coupled import Chinchilla, Coupled
     from nachim.law.fit import Fit, fit
-    from nachim.law.forms import LAWS, Chinchilla, Coupled, Law, Scale, law_named
+    from nachim.law.forms import Law, Scale
     from nachim.law.isoflop import IsoFlop, isoflop
+    from nachim.law.laws import LAWS, law_named
     from nachim.law.observe import Observations, concat, read
     from nachim.law.select import Regime, check_regime
     from nachim.law.study import Allocation, Study, study
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Allocation": "study",
-    "Chinchilla": "forms",
-    "Coupled": "forms",
+    "Chinchilla": "coupled",
+    "Coupled": "coupled",
     "Fit": "fit",
     "IsoFlop": "isoflop",
-    "LAWS": "forms",
+    "LAWS": "laws",
     "Law": "forms",
     "Observations": "observe",
     "Regime": "select",
@@ -43,7 +45,7 @@ _HOME = {
     "data_opt": "transfer",
     "fit": "fit",
     "isoflop": "isoflop",
-    "law_named": "forms",
+    "law_named": "laws",
     "lr_opt": "transfer",
     "model_opt": "transfer",
     "read": "observe",
