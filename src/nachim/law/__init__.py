@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nachim.law.coupled import Chinchilla, Coupled
+    from nachim.law.design import Advice, Candidates, Target, next_runs
     from nachim.law.fit import Fit, fit
     from nachim.law.forms import Law, Scale
     from nachim.law.isoflop import IsoFlop, isoflop
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from nachim.law.transfer import Transfer, batch_opt, data_opt, lr_opt, model_opt
 
 _HOME = {
+    "Advice": "design",
     "Allocation": "study",
+    "Candidates": "design",
     "Chinchilla": "coupled",
     "Coupled": "coupled",
     "Fit": "fit",
@@ -38,6 +41,7 @@ _HOME = {
     "Regime": "select",
     "Scale": "forms",
     "Study": "study",
+    "Target": "design",
     "Transfer": "transfer",
     "batch_opt": "transfer",
     "check_regime": "select",
@@ -48,13 +52,16 @@ _HOME = {
     "law_named": "laws",
     "lr_opt": "transfer",
     "model_opt": "transfer",
+    "next_runs": "design",
     "read": "observe",
     "study": "study",
 }
 
 __all__ = [
     "LAWS",
+    "Advice",
     "Allocation",
+    "Candidates",
     "Chinchilla",
     "Coupled",
     "Fit",
@@ -64,6 +71,7 @@ __all__ = [
     "Regime",
     "Scale",
     "Study",
+    "Target",
     "Transfer",
     "batch_opt",
     "check_regime",
@@ -74,6 +82,7 @@ __all__ = [
     "law_named",
     "lr_opt",
     "model_opt",
+    "next_runs",
     "read",
     "study",
 ]
