@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from nachim.law import LAWS, law_named
+from nachim.law import LAWS, Law, law_named
 from nachim.law.forms import Units
 from nachim.spec.error import UserError
 from tests.law.ladders import TRUTH
@@ -58,6 +58,17 @@ def test_the_closed_form_allocation_is_the_minimum(name, scale, per_unit):
     wider = law.allocation(theta, 100 * flops, scale)
     assert np.log(wider[0] / x) / np.log(100) == pytest.approx(model, rel=1e-12)
     assert model + data == pytest.approx(1)
+
+
+def test_the_numerical_allocation_is_the_closed_form():
+    law, theta = LAWS["coupled"], TRUTH["coupled"]
+    several = {name: value * np.array([1, 1.1]) for name, value in theta.items()}
+    for flops in (1e19, np.array([1e18, 1e21])):
+        for found, exact in zip(
+            Law.allocation(law, several, flops, "params"), law.allocation(several, flops, "params"), strict=True
+        ):
+            assert found == pytest.approx(exact, rel=1e-6)
+    assert Law.exponents(law, theta)[0] == pytest.approx(law.exponents(theta)[0], abs=1e-6)
 
 
 def test_the_outer_power_does_not_move_the_optimum():

@@ -20,9 +20,11 @@ class Chain(Part):
     """Runs that differ in their tokens alone, shortest first: each starts from the one before, where both are the same.
 
     A chain of one run shares nothing. The weights are, bit for bit, those of training every run from its first step.
+    `rungs` are steps whose checkpoints stay, so that runs which are added later start there.
     """
 
     runs: tuple[Run, ...]
+    rungs: tuple[int, ...] = ()
 
     def check(self) -> None:
         if not self.runs:

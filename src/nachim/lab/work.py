@@ -77,14 +77,30 @@ def carry_out_chain(chain: Chain, root: Path, place: Place, on_step: OnStep) -> 
     for run in chain.runs:
         out = root / name_of(run)
         leave = stable_steps(run.train) if run is not chain.runs[-1] else 0
+        share = Share(start=start, keep=frozenset({leave} if leave else ()))
+        if chain.rungs:
+            share = Share(start=rung_below(chain, root, run), keep=frozenset(chain.rungs))
         try:
-            carry_out(run, out, place, on_step, Share(start=start, keep=frozenset({leave} if leave else ())))
+            carry_out(run, out, place, on_step, share)
         except Diverged as error:
             write_text(out / "diverged.json", json.dumps({"why": str(error)}, indent=2) + "\n")
             return
-        if start:
+        if start and not chain.rungs:
             checkpoint.prune(start.parent, frozenset({chain_end(start)}))
         start = checkpoint.path_at(out / "checkpoint", leave)
+
+
+def rung_below(chain: Chain, root: Path, run: Run) -> Path | None:
+    """The farthest checkpoint kept at a rung of `chain` from which `run` can start: that of a finished run."""
+    folders = [root / name_of(other) for other in chain.runs]
+    steps = [step for step in chain.rungs if step <= stable_steps(run.train)]
+    found = [
+        path
+        for folder in folders
+        for step in steps
+        if (path := checkpoint.path_at(folder / "checkpoint", step)).exists() and (folder / "result.json").exists()
+    ]
+    return max(found, key=checkpoint.step_of, default=None)
 
 
 def chain_end(start: Path) -> int:

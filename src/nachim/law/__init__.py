@@ -16,26 +16,32 @@ import types
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nachim.law.coupled import Chinchilla, Coupled
+    from nachim.law.design import Advice, Candidates, Target, next_runs
     from nachim.law.fit import Fit, fit
-    from nachim.law.forms import LAWS, Chinchilla, Coupled, Law, Scale, law_named
+    from nachim.law.forms import Law, Scale
     from nachim.law.isoflop import IsoFlop, isoflop
+    from nachim.law.laws import LAWS, law_named
     from nachim.law.observe import Observations, concat, read
     from nachim.law.select import Regime, check_regime
     from nachim.law.study import Allocation, Study, study
     from nachim.law.transfer import Transfer, batch_opt, data_opt, lr_opt, model_opt
 
 _HOME = {
+    "Advice": "design",
     "Allocation": "study",
-    "Chinchilla": "forms",
-    "Coupled": "forms",
+    "Candidates": "design",
+    "Chinchilla": "coupled",
+    "Coupled": "coupled",
     "Fit": "fit",
     "IsoFlop": "isoflop",
-    "LAWS": "forms",
+    "LAWS": "laws",
     "Law": "forms",
     "Observations": "observe",
     "Regime": "select",
     "Scale": "forms",
     "Study": "study",
+    "Target": "design",
     "Transfer": "transfer",
     "batch_opt": "transfer",
     "check_regime": "select",
@@ -43,16 +49,19 @@ _HOME = {
     "data_opt": "transfer",
     "fit": "fit",
     "isoflop": "isoflop",
-    "law_named": "forms",
+    "law_named": "laws",
     "lr_opt": "transfer",
     "model_opt": "transfer",
+    "next_runs": "design",
     "read": "observe",
     "study": "study",
 }
 
 __all__ = [
     "LAWS",
+    "Advice",
     "Allocation",
+    "Candidates",
     "Chinchilla",
     "Coupled",
     "Fit",
@@ -62,6 +71,7 @@ __all__ = [
     "Regime",
     "Scale",
     "Study",
+    "Target",
     "Transfer",
     "batch_opt",
     "check_regime",
@@ -72,6 +82,7 @@ __all__ = [
     "law_named",
     "lr_opt",
     "model_opt",
+    "next_runs",
     "read",
     "study",
 ]

@@ -1,15 +1,15 @@
-"""The laws: how loss falls with model scale `x` and training tokens `D`, each one small frozen class.
+"""What a scaling law is: loss as a function of the columns of a table of runs, in a small frozen class of its own.
 
-A law works on normalised logarithms, so that its fit is well conditioned: the scale, the tokens and the loss
-are each divided by their geometric mean over the observations (`Units`), and a law's *point* `z` holds
-E, log A, log B, alpha, beta (and log k). Adding a law is adding one class here and naming it in `LAWS`.
+A law works on normalised logarithms, so that its fit is well conditioned: each input and the loss are divided by
+their geometric mean over the observations (`Units`), and a law's *point* `z` holds its coefficients in those
+coordinates. Adding a law is one file with one class here beside and one line in `nachim.law.laws`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -19,183 +19,189 @@ from nachim.spec.error import UserError, nearest
 
 Array = npt.NDArray[np.float64]
 Scale = Literal["params", "flops_per_token"]
-Expansion = tuple[Array, Array, Callable[[Array], Array]]
+Theta = Mapping[str, float | Array]
+Expansion = tuple[Array, Array, Callable[[Array], Array] | None]
 
 FLOPS_PER_UNIT: dict[Scale, float] = {"params": 6.0, "flops_per_token": 1.0}
 """Training FLOPs per token and unit of scale: C = 6·N·D (arXiv 2001.08361) or C = M·D (arXiv 2401.02954)."""
+NOUNS = {"x": "model scales", "tokens": "token counts"}
+DRAWN = 64
+"""Points drawn for each start that is kept, where a law has no variable projection of its own."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """Geometric means of scale, tokens and loss: what a law's point is expressed in."""
+    """Geometric means of scale, tokens and loss, and of `others` by name: what a law's point is expressed in."""
 
     x: float
     tokens: float
     loss: float
+    others: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, name: str) -> float:
+        """The unit of the input called `name`."""
+        return {"x": self.x, "tokens": self.tokens}.get(name) or self.others[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Observations as a law sees them: normalised logs of the inputs called `names` and of the loss, each (n,)."""
+
+    names: tuple[str, ...]
+    inputs: tuple[Array, ...]
+    log_loss: Array
+    weight: Array
+    units: Units
+
+    @property
+    def log_x(self) -> Array:
+        """Log of the normalised scale, (n,)."""
+        return self.inputs[self.names.index("x")]
+
+    @property
+    def log_tokens(self) -> Array:
+        """Log of the normalised tokens, (n,)."""
+        return self.inputs[self.names.index("tokens")]
 
 
 class Law(ABC):
-    """A loss surface over (scale, tokens), with the compute-optimal allocation that it implies."""
+    """A loss surface over columns of a table of runs.
+
+    `inputs` names the columns that it reads, in the order in which `value` and `loss` take them: "x" is the chosen
+    scale (N or M), the rest are columns of the table. Each is divided by its geometric mean, unless `unit_of` says
+    otherwise: by a number, or by the unit of another input where only their ratio has a meaning. `levels` is how
+    many distinct values of an input the law needs (3 by default). `low` and `high` bound the point; `likely` is the
+    part of that box from which starts are drawn.
+    """
 
     name: ClassVar[str]
     formula: ClassVar[str]
+    source: ClassVar[str]
     coefficient_names: ClassVar[tuple[str, ...]]
     low: ClassVar[Array]
     high: ClassVar[Array]
-    outer_powers: ClassVar[tuple[float, ...]]
+    inputs: ClassVar[tuple[str, ...]] = ("x", "tokens")
+    unit_of: ClassVar[Mapping[str, float | str]] = {}
+    levels: ClassVar[Mapping[str, int]] = {}
+    likely: ClassVar[tuple[Array, Array] | None] = None
 
     @property
     def size(self) -> int:
         """Number of coefficients."""
         return len(self.coefficient_names)
 
+    @property
+    def allocates(self) -> bool:
+        """Whether the law tells how to split compute between scale and tokens."""
+        return {"x", "tokens"} <= set(self.inputs)
+
     @abstractmethod
-    def value(self, z: Array, log_x: Array, log_tokens: Array) -> Array:
+    def value(self, z: Array, *logs: Array) -> Array:
         """Log of the normalised loss, shape (..., n), at points `z` (..., size) and inputs of shape (n,)."""
 
     @abstractmethod
-    def expand(self, z: Array, log_x: Array, log_tokens: Array) -> Expansion:
+    def expand(self, z: Array, *logs: Array) -> Expansion:
         """Value (..., n), slope (..., size, n), and a function from weights c (..., n) to the sum over n of
-        c times the second derivative, (..., size, size)."""
+        c times the second derivative, (..., size, size); None instead of it has the fit use Gauss-Newton."""
 
     @abstractmethod
     def coefficients(self, z: Array, units: Units) -> dict[str, Array]:
         """Coefficients in the original units, each of shape (...), for points `z` of shape (..., size)."""
 
     @abstractmethod
-    def point(self, powers: Array, log_a: Array, log_b: Array, floor: Array) -> Array:
-        """Points (m, size) from `powers` (m, 3) = alpha, beta, k; log A, log B and E = `floor`, each (m,)."""
+    def loss(self, theta: Theta, *columns: Array) -> Array:
+        """Loss for coefficients `theta` and columns in original units, in the order of `inputs`; they broadcast."""
 
-    def predict(self, theta: Mapping[str, float | Array], x: Array | float, tokens: Array | float) -> Array:
-        """Loss at scale `x` and `tokens` for coefficients `theta` in original units."""
-        reducible = theta["A"] * np.asarray(x, float) ** -np.asarray(theta["alpha"])
-        reducible = reducible + theta["B"] * np.asarray(tokens, float) ** -np.asarray(theta["beta"])
-        return np.asarray(theta["E"] + reducible ** theta.get("k", 1.0))
+    def predict(self, theta: Theta, *columns: Array | float, **named: Array | float) -> Array:
+        """Loss for coefficients `theta` in original units, at columns given in the order of `inputs` or by name.
 
-    def exponents(self, theta: Mapping[str, float | Array]) -> tuple[Array, Array]:
-        """How the optimal scale and tokens grow with compute: beta/(alpha+beta), alpha/(alpha+beta).
-
-        arXiv 2203.15556 eq. 4. An outer power k does not move the optimum, being monotone.
+        Raises UserError when a column is missing or is not one that the law reads.
         """
-        alpha, beta = np.asarray(theta["alpha"]), np.asarray(theta["beta"])
-        return beta / (alpha + beta), alpha / (alpha + beta)
+        given = dict(zip(self.inputs, columns, strict=False)) | named
+        if missing := [name for name in self.inputs if name not in given]:
+            raise UserError(f"the {self.name} law also needs {' and '.join(missing)}")
+        for name in given:
+            if name not in self.inputs:
+                raise UserError(f"the {self.name} law does not read {name!r}{nearest(name, self.inputs)}")
+        return np.asarray(self.loss(theta, *(np.asarray(given[name], float) for name in self.inputs)))
 
-    def allocation(self, theta: Mapping[str, float | Array], flops: Array | float, scale: Scale) -> tuple[Array, Array]:
-        """Scale and tokens that minimise loss at compute `flops` = C (arXiv 2203.15556 eq. 4).
+    def starts(self, sample: Sample, weight: Array, count: int) -> Array:
+        """Starting points (count, size) for runs of `weight` (n,); deterministic.
 
-        With K = C/6 for `params` and K = C for `flops_per_token`, x = G·K^(beta/(alpha+beta)) and D = K/x,
-        where G = (alpha·A / (beta·B))^(1/(alpha+beta)).
+        Drawn evenly from the `likely` box; a law that is linear in some coefficients solves for those instead.
         """
-        alpha, beta = np.asarray(theta["alpha"]), np.asarray(theta["beta"])
-        product = np.asarray(flops, float) / FLOPS_PER_UNIT[scale]
-        log_g = np.log(alpha) + np.log(theta["A"]) - np.log(beta) - np.log(theta["B"])
-        x = np.exp((log_g + beta * np.log(product)) / (alpha + beta))
-        return x, product / x
+        low, high = self.likely or (self.low, self.high)
+        drawn = np.random.default_rng(0).uniform(low, high, (DRAWN * count, self.size))
+        return best_spread(self, sample, weight, drawn, count)
+
+    def shortfall(self, sample: Sample, use: npt.NDArray[np.bool_]) -> str | None:
+        """Why the runs in `use` (n,) cannot determine the law, with what would be enough; None if they can."""
+        n = int(use.sum())
+        if n <= self.size:
+            return (
+                f"{n} runs cannot determine the {self.size} coefficients of the {self.name} law: "
+                f"at least {self.size + 1} are needed"
+            )
+        found = {name: distinct(column[use]) for name, column in zip(self.inputs, sample.inputs, strict=True)}
+        short = [name for name in self.inputs if found[name] < self.levels.get(name, 3)]
+        if short and self.inputs == ("x", "tokens"):
+            return (
+                f"the runs hold {found['x']} distinct model scales and {found['tokens']} distinct token counts: "
+                f"at least 3 of each are needed to see how loss falls with either"
+            )
+        if short:
+            what = NOUNS.get(short[0], f"values of {short[0]!r}")
+            return (
+                f"the runs hold {found[short[0]]} distinct {what}: "
+                f"at least {self.levels.get(short[0], 3)} are needed for the {self.name} law"
+            )
+        if self.allocates and distinct((sample.log_x + sample.log_tokens)[use]) < 2:
+            return "all runs have one compute budget: runs at 2 or more budgets, 10x apart in all, are needed"
+        return None
+
+    def exponents(
+        self, theta: Theta, flops: float = 1e21, scale: Scale = "params", **others: float
+    ) -> tuple[Array, Array]:
+        """How the optimal scale and tokens grow with compute near `flops`: d log x / d log C and 1 minus it."""
+        ends = [np.log(self.allocation(theta, flops * turn, scale, **others)[0]) for turn in (0.5, 2.0)]
+        model = (ends[1] - ends[0]) / np.log(4)
+        return model, 1 - model
+
+    def allocation(self, theta: Theta, flops: Array | float, scale: Scale, **others: float) -> tuple[Array, Array]:
+        """Scale and tokens that minimise loss at compute `flops`, with the `others` inputs held; found on ever finer
+        grids of log x, to 1e-7 of x. NaN where loss has no minimum inside (C^0.02 to C^0.98).
+
+        Raises UserError for a law that does not read both scale and tokens.
+        """
+        if not self.allocates:
+            raise UserError(f"the {self.name} law reads {' and '.join(self.inputs)}: it splits no compute")
+        product = np.log(np.asarray(flops, float) / FLOPS_PER_UNIT[scale])
+        columns = {name: np.asarray(value, float)[..., None] for name, value in theta.items()}
+        shape = np.broadcast_shapes(product.shape, *(np.shape(value) for value in theta.values()))
+        product = np.broadcast_to(product, shape)
+        low, high = 0.02 * product, 0.98 * product
+        for zoom in range(6):
+            grid = np.linspace(low, high, 129, axis=-1)
+            loss = self.predict(columns, **{"x": np.exp(grid), "tokens": np.exp(product[..., None] - grid)}, **others)
+            lowest = loss.argmin(axis=-1)
+            centre = np.take_along_axis(grid, lowest[..., None], axis=-1)[..., 0]
+            if zoom == 0:
+                centre = np.where((lowest == 0) | (lowest == 128), np.nan, centre)
+            low, high = centre - (high - low) / 128, centre + (high - low) / 128
+        return np.exp(centre), np.exp(product - centre)
 
 
-@dataclass(frozen=True)
-class Coupled(Law):
-    """L = E + (A·x^-alpha + B·D^-beta)^k (arXiv 2608.07222, "Skaling"); k = 1 is Chinchilla's law."""
-
-    name: ClassVar[str] = "coupled"
-    formula: ClassVar[str] = "E + (A·x^-alpha + B·D^-beta)^k"
-    coefficient_names: ClassVar[tuple[str, ...]] = ("E", "A", "B", "alpha", "beta", "k")
-    low: ClassVar[Array] = np.array([0.0, -80.0, -80.0, 1e-3, 1e-3, np.log(0.05)])
-    high: ClassVar[Array] = np.array([3.0, 40.0, 40.0, 8.0, 8.0, np.log(5.0)])
-    outer_powers: ClassVar[tuple[float, ...]] = (0.2, 0.45, 1.0)
-
-    def value(self, z: Array, log_x: Array, log_tokens: Array) -> Array:
-        z = z[..., None]
-        by_x, by_tokens = z[..., 1, :] - z[..., 3, :] * log_x, z[..., 2, :] - z[..., 4, :] * log_tokens
-        return np.log(z[..., 0, :] + np.exp(np.exp(z[..., 5, :]) * _log_sum(by_x, by_tokens)))
-
-    def expand(self, z: Array, log_x: Array, log_tokens: Array) -> Expansion:
-        z = z[..., None]
-        k = np.exp(z[..., 5, :])
-        by_x, by_tokens = z[..., 1, :] - z[..., 3, :] * log_x, z[..., 2, :] - z[..., 4, :] * log_tokens
-        inner = _log_sum(by_x, by_tokens)
-        share = np.exp(by_x - inner)
-        reducible = np.exp(k * inner)
-        loss = z[..., 0, :] + reducible
-        part, in_x, in_tokens = reducible / loss, k * share, k * (1 - share)
-        slope = np.empty((*inner.shape[:-1], 6, inner.shape[-1]))
-        slope[..., 0, :] = 1 / loss
-        for row, column in enumerate((in_x, in_tokens, -in_x * log_x, -in_tokens * log_tokens, k * inner), 1):
-            slope[..., row, :] = part * column
-
-        def curvature(c: Array) -> Array:
-            shrink = c / part
-            bend = -(slope * c[..., None, :]) @ slope.swapaxes(-1, -2)
-            body = slope[..., 1:, :]
-            bend[..., 1:, 1:] += (body * shrink[..., None, :]) @ body.swapaxes(-1, -2)
-            turn = np.stack(np.broadcast_arrays(1.0, -1.0, -log_x, log_tokens))
-            weight = c * part * in_x * (1 - share)
-            bend[..., 1:5, 1:5] += (turn * weight[..., None, :]) @ turn.T
-            cross = np.einsum("...pn,...n->...p", body, c)
-            bend[..., 5, 1:] += cross
-            bend[..., 1:5, 5] += cross[..., :4]
-            return bend
-
-        return np.log(loss), slope, curvature
-
-    def coefficients(self, z: Array, units: Units) -> dict[str, Array]:
-        alpha, beta, k = z[..., 3], z[..., 4], np.exp(z[..., 5])
-        log_loss = np.log(units.loss)
-        return {
-            "E": z[..., 0] * units.loss,
-            "A": np.exp(z[..., 1] + alpha * np.log(units.x) + log_loss / k),
-            "B": np.exp(z[..., 2] + beta * np.log(units.tokens) + log_loss / k),
-            "alpha": alpha,
-            "beta": beta,
-            "k": k,
-        }
-
-    def point(self, powers: Array, log_a: Array, log_b: Array, floor: Array) -> Array:
-        return np.stack([floor, log_a, log_b, powers[:, 0], powers[:, 1], np.log(powers[:, 2])], axis=-1)
+def distinct(logs: Array) -> int:
+    """How many values lie more than 1 % apart."""
+    ordered = np.sort(logs)
+    return int(len(ordered) > 0) + int((np.diff(ordered) > 0.01).sum())
 
 
-@dataclass(frozen=True)
-class Chinchilla(Law):
-    """L = E + A·x^-alpha + B·D^-beta (arXiv 2203.15556 eq. 2)."""
-
-    name: ClassVar[str] = "chinchilla"
-    formula: ClassVar[str] = "E + A·x^-alpha + B·D^-beta"
-    coefficient_names: ClassVar[tuple[str, ...]] = ("E", "A", "B", "alpha", "beta")
-    low: ClassVar[Array] = Coupled.low[:5]
-    high: ClassVar[Array] = Coupled.high[:5]
-    outer_powers: ClassVar[tuple[float, ...]] = (1.0,)
-
-    def value(self, z: Array, log_x: Array, log_tokens: Array) -> Array:
-        return _COUPLED.value(_with_k_one(z), log_x, log_tokens)
-
-    def expand(self, z: Array, log_x: Array, log_tokens: Array) -> Expansion:
-        value, slope, curvature = _COUPLED.expand(_with_k_one(z), log_x, log_tokens)
-        return value, slope[..., :5, :], lambda c: curvature(c)[..., :5, :5]
-
-    def coefficients(self, z: Array, units: Units) -> dict[str, Array]:
-        theta = _COUPLED.coefficients(_with_k_one(z), units)
-        return {name: theta[name] for name in self.coefficient_names}
-
-    def point(self, powers: Array, log_a: Array, log_b: Array, floor: Array) -> Array:
-        return _COUPLED.point(powers, log_a, log_b, floor)[:, :5]
-
-
-def _with_k_one(z: Array) -> Array:
-    return np.concatenate([z, np.zeros_like(z[..., :1])], axis=-1)
-
-
-def _log_sum(a: Array, b: Array) -> Array:
-    """log(exp a + exp b); several times faster than numpy.logaddexp, which is not vectorised."""
-    return np.maximum(a, b) + np.log(1 + np.exp(-np.abs(a - b)))
-
-
-_COUPLED = Coupled()
-LAWS: dict[str, Law] = {"chinchilla": Chinchilla(), "coupled": _COUPLED}
-"""Every law by name, from the fewest coefficients to the most."""
-
-
-def law_named(name: str) -> Law:
-    """The law called `name`. Raises UserError with the nearest name when there is none."""
-    if name not in LAWS:
-        raise UserError(f"no law is called {name!r}{nearest(name, LAWS)}")
-    return LAWS[name]
+def best_spread(law: Law, sample: Sample, weight: Array, points: Array, count: int) -> Array:
+    """`count` of the points (m, size), ranked by weighted absolute residual: the best, and some from far away."""
+    use = weight > 0
+    off = law.value(points, *(column[use] for column in sample.inputs)) - sample.log_loss[use]
+    cost = np.nan_to_num((weight[use] * np.abs(off)).sum(axis=1), nan=np.inf)
+    ranks = np.unique(np.geomspace(1, len(points), 2 * count).astype(int) - 1)[:count]
+    best: Array = points[np.argsort(cost, kind="stable")[ranks]]
+    return best

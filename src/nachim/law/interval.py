@@ -13,8 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from nachim.law.fit import Sample
-from nachim.law.forms import Array, Law
+from nachim.law.forms import Array, Law, Sample
 from nachim.law.solve import minimise
 
 LARGEST_FACTOR = 3.0

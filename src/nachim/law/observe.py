@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -32,7 +33,8 @@ POSITIVE = ("tokens", "loss", "params", "flops_per_token", "flops", "lr", "batch
 class Observations:
     """Equal-length columns: `tokens` D; `loss` (any positive loss: nat/token or bpb); `params` N and
     `flops_per_token` M (at least one); `flops` C, by default M·D, else 6·N·D; `lr`; `batch_tokens`; `seed`;
-    `group`, a label; `weight`, how much a row counts in a fit, by default 1.
+    `group`, a label; `weight`, how much a row counts in a fit, by default 1; `extra`, other columns by name, that
+    some laws read (such as `unique_tokens`), with NaN where a row has no number.
 
     Raises UserError for unequal lengths, no rows, no scale column, or a number not finite or positive.
     """
@@ -47,6 +49,7 @@ class Observations:
     seed: Array | None = None
     group: npt.NDArray[np.str_] | None = None
     weight: Array = field(default_factory=lambda: np.empty(0))
+    extra: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in NUMERIC:
@@ -54,6 +57,8 @@ class Observations:
                 object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64).ravel())
         if self.group is not None:
             object.__setattr__(self, "group", np.asarray(self.group, dtype=np.str_).ravel())
+        extra = {name: np.asarray(column, dtype=np.float64).ravel() for name, column in self.extra.items()}
+        object.__setattr__(self, "extra", extra)
         if not len(self.tokens):
             raise UserError("the observations hold no rows: at least one finished run is needed")
         if not self.scales:
@@ -69,7 +74,7 @@ class Observations:
         for name, column in self.columns().items():
             if len(column) != len(self.tokens):
                 raise UserError(f"column {name!r} has {len(column)} rows, 'tokens' has {len(self.tokens)}")
-            if name == "group":
+            if name == "group" or name in self.extra:
                 continue
             numbers = np.asarray(column, dtype=np.float64)
             wrong, what = ~np.isfinite(numbers), "not a finite number"
@@ -99,13 +104,30 @@ class Observations:
             raise UserError(f"the observations have no column {scale!r}; they have {' and '.join(self.scales)}")
         return column
 
+    def column(self, name: str, scale: Scale) -> Array:
+        """What a law reads: "x" is the `scale` column, another name that column or that of `extra`.
+
+        Raises UserError when it is absent or holds a number that is not above 0.
+        """
+        if name == "x":
+            return self.x(scale)
+        found = self.columns().get(name)
+        if found is None:
+            raise UserError(f"the law needs a column {name!r}{nearest(name, self.columns())}")
+        numbers = np.asarray(found, dtype=np.float64)
+        if (wrong := ~(np.isfinite(numbers) & (numbers > 0))).any():
+            row = int(np.argmax(wrong))
+            raise UserError(f"row {row + 1}, column {name!r}: {numbers[row]:g} is not a positive number")
+        return numbers
+
     def columns(self) -> dict[str, Array | npt.NDArray[np.str_]]:
-        """The columns that are present, by name, in the order of the fields."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        """The columns that are present, by name, in the order of the fields, then those of `extra`."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {name: column for name, column in own.items() if column is not None} | dict(self.extra)
 
     def subset(self, mask: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> Observations:
         """The rows chosen by a mask or by indices. Raises UserError when none is left."""
-        return Observations(**{name: column[mask] for name, column in self.columns().items()})  # type: ignore[arg-type]
+        return of({name: column[mask] for name, column in self.columns().items()})
 
     def write(self, path: Path | str) -> None:
         """Write CSV, or parquet where `path` ends in .parquet; atomic. Raises UserError on a full disk."""
@@ -124,16 +146,23 @@ class Observations:
                 writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
 
 
+def of(columns: Mapping[str, Array | npt.NDArray[np.str_]]) -> Observations:
+    """Observations from `columns` by name; those that are no field of it are its `extra`."""
+    own = {name: column for name, column in columns.items() if name in (*NUMERIC, "group")}
+    extra = {name: column for name, column in columns.items() if name not in own}
+    return Observations(**own, extra=extra)  # type: ignore[arg-type]
+
+
 def concat(tables: Sequence[Observations]) -> Observations:
     """All rows of `tables`, in order, with the columns that all of them have. Raises UserError if empty."""
     if not tables:
         raise UserError("there are no observations to join: at least one table is needed")
     shared = [name for name in tables[0].columns() if all(name in table.columns() for table in tables)]
-    return Observations(**{n: np.concatenate([t.columns()[n] for t in tables]) for n in shared})  # type: ignore[arg-type]
+    return of({name: np.concatenate([table.columns()[name] for table in tables]) for name in shared})
 
 
 def read(path: Path | str) -> Observations:
-    """Read a CSV or parquet table; columns that are not part of `Observations` are ignored.
+    """Read a CSV or parquet table; other columns of numbers become `extra`, and those without any are ignored.
 
     Raises UserError, naming the file, for a missing or empty file, a missing column, or a bad number.
     """
@@ -149,7 +178,9 @@ def read(path: Path | str) -> Observations:
                 raise UserError(f"there is no column {name!r}{nearest(name, table)}")
         if not {"params", "flops_per_token"} & table.keys():
             raise UserError(f"there is no column 'params' or 'flops_per_token'{nearest('params', table)}")
-        return Observations(**{n: _numbers(n, table[n]) for n in (*NUMERIC, "group") if n in table})  # type: ignore[arg-type]
+        own = {name: _numbers(name, table[name]) for name in (*NUMERIC, "group") if name in table}
+        more = {name: _where_numbers(cells) for name, cells in table.items() if name and name not in own}
+        return of(own | {name: column for name, column in more.items() if not np.isnan(column).all()})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -188,4 +219,12 @@ def _numbers(name: str, cells: list[object]) -> npt.NDArray[np.str_] | Array:
             numbers[row] = float(cell)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             raise UserError(f"row {row + 1}, column {name!r}: {cell!r} is not a number") from None
+    return numbers
+
+
+def _where_numbers(cells: list[object]) -> Array:
+    numbers = np.full(len(cells), np.nan)
+    for row, cell in enumerate(cells):
+        with contextlib.suppress(TypeError, ValueError):
+            numbers[row] = float(cell)  # type: ignore[arg-type]
     return numbers

@@ -8,6 +8,8 @@ holds the decay of the learning rate, not the tokens, responsible for what round
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from nachim.spec.error import UserError
 
@@ -38,8 +40,13 @@ def effective_share(*, weight_bits: float = UNTOUCHED_BITS, cache_bits: float = 
     share = 1.0
     for bits, gamma in ((weight_bits, GAMMA_WEIGHTS), (cache_bits, GAMMA_CACHE)):
         if bits < UNTOUCHED_BITS:
-            share *= -math.expm1(-bits / gamma)
+            share *= share_left(bits, gamma)
     return share
+
+
+def share_left(bits: Any, gamma: Any, expm1: Callable[[Any], Any] = math.expm1) -> Any:
+    """1 - exp(-P / gamma): share of the parameters that `bits` P leave (eq. 3); of arrays where `expm1` is numpy's."""
+    return -expm1(-bits / gamma)
 
 
 def _positive(**values: float) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nachim.law.fit import Sample, shortfall, solve_many
-from nachim.law.forms import Array, Law
+from nachim.law.fit import shortfall, solve_many
+from nachim.law.forms import Array, Law, Sample
 from nachim.law.interval import band, bootstrap, mixture, noise_sd
 from nachim.spec.error import UserError
 

@@ -23,7 +23,7 @@ def huber(residual: Array, delta: float = DELTA) -> Array:
 
 def minimise(
     law: Law,
-    inputs: tuple[Array, Array],
+    inputs: tuple[Array, ...],
     target: Array,
     weight: Array,
     start: Array,
@@ -32,8 +32,8 @@ def minimise(
 ) -> tuple[Array, Array]:
     """Minimise the weighted sum of Huber losses of log residuals, one fit a row.
 
-    `inputs` are log x and log D, each (n,); `target` (rows, n) is log loss, `weight` (rows, n), `start`
-    (rows, size). Returns the points (rows, size) and their objectives (rows,).
+    `inputs` are the normalised logs that the law reads, each (n,); `target` (rows, n) is log loss, `weight`
+    (rows, n), `start` (rows, size). Returns the points (rows, size) and their objectives (rows,).
 
     The step solves (H + λ·M)·s = -g, where H is the exact Hessian of the objective (Huber's core only, so
     it converges quadratically) and M the reweighted least-squares matrix that majorises it (so a large λ
@@ -59,12 +59,12 @@ def minimise(
     return point, cost
 
 
-def _cost(law: Law, inputs: tuple[Array, Array], y: Array, w: Array, z: Array, delta: float) -> Array:
+def _cost(law: Law, inputs: tuple[Array, ...], y: Array, w: Array, z: Array, delta: float) -> Array:
     return (w * huber(law.value(z, *inputs) - y, delta)).sum(axis=-1)
 
 
 def _step(
-    law: Law, inputs: tuple[Array, Array], y: Array, w: Array, z: Array, delta: float, damping: Array
+    law: Law, inputs: tuple[Array, ...], y: Array, w: Array, z: Array, delta: float, damping: Array
 ) -> tuple[Array, Array]:
     value, slope, curvature = law.expand(z, *inputs)
     residual = value - y
@@ -75,7 +75,9 @@ def _step(
     core = w * (size <= delta)
     both = np.concatenate([slope * majorant[:, None, :], slope * core[:, None, :]], axis=1)
     both = both @ slope.swapaxes(1, 2)
-    safe, exact = both[:, : law.size], both[:, law.size :] + curvature(pull)
+    safe, exact = both[:, : law.size], both[:, law.size :]
+    if curvature is not None:
+        exact = exact + curvature(pull)
     held = ((z <= law.low) & (gradient > 0)) | ((z >= law.high) & (gradient < 0))
     gradient = np.where(held, 0.0, gradient)
     step = _damped(exact + damping[:, None, None] * safe, safe, damping, gradient, held)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nachim.law.fit import Fit, fit, sample_of, shortfall
-from nachim.law.forms import LAWS, Array, Scale, law_named
+from nachim.law.forms import Array, Scale
 from nachim.law.interval import band, bootstrap, conformal_factor, mixture, noise_sd, quantiles
+from nachim.law.laws import LAWS, law_named
 from nachim.law.observe import Observations
 from nachim.law.select import Regime, favoured, law_weights, regime, roll, rollout_scores
 from nachim.spec.error import UserError

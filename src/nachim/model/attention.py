@@ -19,6 +19,7 @@ class AttentionModule(nn.Module):
         if part.window is not None or part.bias != "none":
             raise UserError("no module computes attention with a window or a bias: it can be planned, not trained")
         self.part = part
+        self.scale: float | None = None  # torch's own 1 / sqrt(d_head)
         self.rows = (part.n_heads,) + (part.n_kv_heads,) * (2 + part.previous_key)
         self.qkv = nn.Linear(d_model, sum(self.rows) * part.d_head, bias=False)
         self.out = nn.Linear(part.n_heads * part.d_head, d_model, bias=False)
@@ -38,7 +39,9 @@ class AttentionModule(nn.Module):
             q_BHTE, k_BKTE = self.q_norm(q_BHTE), self.k_norm(k_BKTE)
         q_BHTE, k_BKTE = rotate(q_BHTE, cos_TE, sin_TE), rotate(k_BKTE, cos_TE, sin_TE)
         grouped = part.n_heads != part.n_kv_heads
-        y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=grouped)
+        y_BHTE = F.scaled_dot_product_attention(
+            q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=grouped, scale=self.scale
+        )
         return self.out(y_BHTE.transpose(1, 2).reshape(B, T, -1))
 
 

@@ -10,10 +10,11 @@ from nachim.model import attention, mlp, norm  # noqa: F401 - each registers the
 from nachim.model.build import build
 from nachim.model.position import rotations
 from nachim.spec import Decoder, RoPE, UserError
+from nachim.spec.parametrisation import Role
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x))."""
+    """x + attention(norm(x)), then x + ffn(norm(x)), what is added times the parametrisation's residual factor."""
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
@@ -21,11 +22,16 @@ class Block(nn.Module):
         self.attention = build(spec.attention, spec.d_model)
         self.ffn_norm = build(spec.norm, spec.d_model)
         self.ffn = build(spec.ffn, spec.d_model)
+        self.residual = spec.parametrisation.residual(spec.n_layers)
+        score = spec.parametrisation.score(spec.attention.d_head)
+        if score != 1:
+            self.attention.scale = score * spec.attention.d_head**-0.5
 
     def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TE, sin_TE)
-        return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+        mixed_BTD = self.attention(self.attention_norm(x_BTD), cos_TE, sin_TE)
+        x_BTD = torch.add(x_BTD, mixed_BTD, alpha=self.residual)
+        return torch.add(x_BTD, self.ffn(self.ffn_norm(x_BTD)), alpha=self.residual)
 
 
 class DecoderModule(nn.Module):
@@ -41,6 +47,7 @@ class DecoderModule(nn.Module):
         self.head = nn.Linear(spec.d_model, spec.vocab_size, bias=False)
         if spec.tied:
             self.head.weight = self.embedding.weight
+        self.output = spec.parametrisation.output(spec.d_model)
         self._angles: tuple[Tensor, Tensor] | None = None
 
     def forward(self, ids_BT: Tensor) -> Tensor:
@@ -49,7 +56,8 @@ class DecoderModule(nn.Module):
         cos_TE, sin_TE = self._rotations(x_BTD)
         for block in self.blocks:
             x_BTD = block(x_BTD, cos_TE, sin_TE)
-        return self.head(self.norm(x_BTD))
+        x_BTD = self.norm(x_BTD)
+        return self.head(x_BTD if self.output == 1 else x_BTD * self.output)
 
     def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross-entropy, nat/token, computed in fp32."""
@@ -84,20 +92,32 @@ def initialise(model: DecoderModule, seed: int) -> None:
 
     The embedding is N(0, 1/4) and an untied head starts at zero, so that the first loss is ln(vocab_size).
     A tied table is drawn N(0, 1/d_model): as a head, larger weights would make the first logits wild.
+    Where a parametrisation has a base, its width and depth stand in these for the table's and residual outputs' own.
     """
     generator = torch.Generator().manual_seed(seed)
     spec = model.spec
+    table_std = (spec.d_model / spec.parametrisation.wider(spec.d_model)) ** -0.5 if spec.tied else 0.5
+    residual_std = (2 * spec.n_layers / spec.parametrisation.deeper(spec.n_layers)) ** -0.5
     for name, weight in model.named_parameters():
         if weight.ndim < 2:
             nn.init.ones_(weight)
         elif name == "embedding.weight":
-            nn.init.normal_(weight, std=spec.d_model**-0.5 if spec.tied else 0.5, generator=generator)
+            nn.init.normal_(weight, std=table_std, generator=generator)
         elif name == "head.weight":
             nn.init.zeros_(weight)
         else:
             residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
-            depth = (2 * spec.n_layers) ** -0.5 if residual else 1.0
+            depth = residual_std if residual else 1.0
             nn.init.normal_(weight, std=depth * weight.shape[1] ** -0.5, generator=generator)
+
+
+def role(name: str, weight: Tensor) -> Role:
+    """What the weight `name` of a decoder is to its parametrisation."""
+    if weight.ndim < 2:
+        return "last gain" if name == "norm.weight" else "gain"
+    if name == "embedding.weight":
+        return "embedding"
+    return "head" if name == "head.weight" else "hidden"
 
 
 @build.register

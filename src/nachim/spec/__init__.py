@@ -9,6 +9,7 @@ from nachim.spec.hardware import Cluster, Device, Machine
 from nachim.spec.mixer import LinearAttention, Mamba, Mamba2
 from nachim.spec.model import Block, Decoder, plain
 from nachim.spec.norm import LayerNorm, Norm, RMSNorm
+from nachim.spec.parametrisation import CompleteP, MuP, Parametrisation, Standard
 from nachim.spec.part import Difference, Part, diff
 from nachim.spec.pattern import MixtureOfDepths, Pattern
 from nachim.spec.position import Learned, NoPosition, Position, RoPE
@@ -25,6 +26,7 @@ __all__ = [
     "Attention",
     "Block",
     "Cluster",
+    "CompleteP",
     "Corpus",
     "Cosine",
     "Data",
@@ -47,10 +49,12 @@ __all__ = [
     "Mixer",
     "MixtureOfDepths",
     "MoE",
+    "MuP",
     "MultiStep",
     "Muon",
     "NoPosition",
     "Norm",
+    "Parametrisation",
     "Part",
     "Pattern",
     "Position",
@@ -59,6 +63,7 @@ __all__ = [
     "Run",
     "Saved",
     "Schedule",
+    "Standard",
     "Stdlib",
     "SwiGLU",
     "Train",

@@ -10,7 +10,8 @@ from nachim.spec.attention import Attention
 from nachim.spec.cost import FFN, Layer, Mixer
 from nachim.spec.ffn import SwiGLU
 from nachim.spec.norm import Norm, RMSNorm
-from nachim.spec.part import Part
+from nachim.spec.parametrisation import Parametrisation, Standard
+from nachim.spec.part import Part, later
 from nachim.spec.pattern import MixtureOfDepths, Pattern
 from nachim.spec.position import Position, RoPE
 
@@ -34,8 +35,9 @@ class Decoder(Part):
     """A pre-norm decoder: embedding, `n_layers` blocks of a mixer and a feed-forward, norm, head.
 
     A `Pattern` gives layers different parts; without `ffn` a block is its mixer alone, as in Mamba. `sandwich` adds a
-    norm after every sublayer (Gemma-2). Counts follow the house's vocabulary: `flops_per_token` (M) leaves the head
-    out, `head_flops_per_token` is the head.
+    norm after every sublayer (Gemma-2). `parametrisation` says how initial weights, factors of the forward pass and the
+    optimizer's values for each weight follow the shape; it costs nothing. Counts follow the house's vocabulary:
+    `flops_per_token` (M) leaves the head out, `head_flops_per_token` is the head.
     """
 
     vocab_size: int
@@ -48,6 +50,7 @@ class Decoder(Part):
     tied: bool = False
     sandwich: bool = False
     depth: MixtureOfDepths | None = None
+    parametrisation: Parametrisation = later(Standard())
 
     def check(self) -> None:
         self.require_positive("vocab_size", "d_model", "n_layers")

@@ -24,6 +24,12 @@ from nachim.spec.disk import write_text
 from nachim.spec.error import UserError, nearest
 
 TAG = "part"
+LATER = "later"
+
+
+def later(default: Any) -> Any:
+    """A field that came after runs were sealed: at its default it is not written, so that their fingerprints stay."""
+    return dataclasses.field(default=default, metadata={LATER: True})
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,11 @@ class Part:
 
     def to_json(self) -> dict[str, Any]:
         """This part as plain JSON values, each part tagged with its class name."""
-        fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        return {TAG: type(self).__name__, **fields}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if self._told(field)}
+        return {TAG: type(self).__name__, **{name: _plain(value) for name, value in fields.items()}}
+
+    def _told(self, field: dataclasses.Field[Any]) -> bool:
+        return LATER not in field.metadata or getattr(self, field.name) != field.default
 
     @classmethod
     def from_json(cls, value: object) -> Self:

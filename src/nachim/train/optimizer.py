@@ -9,20 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nachim.spec import AdamW, Muon, UserError
+from nachim.model.decoder import role
+from nachim.spec import AdamW, Decoder, Muon, UserError
+from nachim.spec.parametrisation import Multipliers
 from nachim.train.muon import MuonOptimizer
 
 
 class Together:
-    """Optimizers that share a model's parameters between them, seen as one."""
+    """Optimizers that share a model's parameters between them, seen as one.
+
+    The learning rate a group is given is what all share, times the group's own factor. Factors follow from the run:
+    they are not part of the state.
+    """
 
     def __init__(self, **members: torch.optim.Optimizer) -> None:
         self.members = members
+        self.factors = [group.pop("factor") for group in self.param_groups]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of all members."""
         return [group for member in self.members.values() for group in member.param_groups]
+
+    def set_lr(self, lr: float) -> None:
+        """Give every group the learning rate `lr` times its factor."""
+        for group, factor in zip(self.param_groups, self.factors, strict=True):
+            group["lr"] = lr * factor
 
     def step(self) -> None:
         """One step of every member."""
@@ -45,29 +57,39 @@ class Together:
 
 
 @functools.singledispatch
-def build_optimizer(part: object, weights: Mapping[str, Tensor]) -> Together:
-    """The optimizer of `part` over fp32 `weights` by name."""
+def build_optimizer(part: object, weights: Mapping[str, Tensor], model: Decoder) -> Together:
+    """The optimizer of `part` over fp32 `weights` by name, its values for each as `model`'s parametrisation says."""
     raise UserError(f"no optimizer computes {type(part).__name__}: register one with train.optimizer.build_optimizer")
 
 
 @build_optimizer.register
-def _(part: AdamW, weights: Mapping[str, Tensor]) -> Together:
-    return Together(adamw=_adamw(part, weights))
+def _(part: AdamW, weights: Mapping[str, Tensor], model: Decoder) -> Together:
+    return Together(adamw=_adamw(part, weights, model))
 
 
 @build_optimizer.register
-def _(part: Muon, weights: Mapping[str, Tensor]) -> Together:
+def _(part: Muon, weights: Mapping[str, Tensor], model: Decoder) -> Together:
     matrices = {name: w for name, w in weights.items() if name.startswith("blocks.") and w.ndim == 2}
     rest = {name: w for name, w in weights.items() if name not in matrices}
-    muon = MuonOptimizer(list(matrices.values()), part.lr, part.momentum, part.weight_decay)
-    return Together(muon=muon, adamw=_adamw(part, rest))
+    own = model.parametrisation.muon(model.d_model)
+    muon = MuonOptimizer(list(matrices.values()), part.lr, part.momentum, part.weight_decay * own.weight_decay)
+    muon.param_groups[0]["factor"] = own.lr
+    return Together(muon=muon, adamw=_adamw(part, rest, model))
 
 
-def _adamw(part: AdamW, weights: Mapping[str, Tensor]) -> torch.optim.AdamW:
-    """Matrices are decayed, gains are not."""
-    groups = [
-        {"params": [w for w in weights.values() if w.ndim >= 2], "weight_decay": part.weight_decay},
-        {"params": [w for w in weights.values() if w.ndim < 2], "weight_decay": 0.0},
+def _adamw(part: AdamW, weights: Mapping[str, Tensor], model: Decoder) -> torch.optim.AdamW:
+    """Matrices are decayed, gains are not; weights of the same values make a group."""
+    groups: dict[tuple[bool, Multipliers], list[Tensor]] = {}
+    for name, weight in sorted(weights.items(), key=lambda item: item[1].ndim < 2):
+        own = model.parametrisation.adamw(role(name, weight), model.d_model, model.n_layers)
+        groups.setdefault((weight.ndim >= 2, own), []).append(weight)
+    settings = [
+        {
+            "params": found,
+            "weight_decay": part.weight_decay * own.weight_decay if decayed else 0.0,
+            "eps": part.eps * own.eps,
+            "factor": own.lr,
+        }
+        for (decayed, own), found in groups.items()
     ]
-    betas = (part.beta1, part.beta2)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=part.lr, betas=betas, eps=part.eps, fused=True)
+    return torch.optim.AdamW(settings, lr=part.lr, betas=(part.beta1, part.beta2), fused=True)

@@ -33,7 +33,7 @@ class Stepper:
     def __init__(self, run: Run, model: nn.Module, loss: LossFn) -> None:
         self.run, self.model, self.loss = run, model, loss
         self.masters = Masters(model, run.train.precision)
-        self.optimizer = build_optimizer(run.train.optimizer, self.masters.named())
+        self.optimizer = build_optimizer(run.train.optimizer, self.masters.named(), run.model)
 
     def take(self, step: int, x_BT: Tensor, guard: Guard) -> StepStats:
         """Step number `step` (from 0) on the sequences `x_BT` [B, T + 1].
@@ -53,8 +53,7 @@ class Stepper:
         norm = torch.nn.utils.clip_grad_norm_(weights, train.clip).item()
         guard.check(step, loss, norm)
         lr = train.optimizer.lr * factor(train, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizer.set_lr(lr)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.masters.publish()

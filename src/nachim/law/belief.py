@@ -1,0 +1,125 @@
+"""What the runs so far leave open: the covariance of log loss, anywhere, as each law sees it and over all laws.
+
+A law at its fit, linearised, is a regression on its Jacobian J. What it cannot follow is taken for a smooth random
+surface g over (log x, log D), so that an observation is J·dθ + g + noise and the posterior is that of universal kriging
+(Kennedy and O'Hagan 2001 section 2, with a squared-exponential g). Without g a design would repeat the same few runs for
+ever, as the optimum designs of a law that is exactly right do; with it a second run at the same place teaches little.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import solve_triangular
+
+from nachim.law.forms import Array, Law
+
+REACH = math.log(10)
+"""Scale in log x and in log D over which a law's own misfit is alike: one decade."""
+RATIOS = np.geomspace(0.01, 100, 17)
+"""Variance of the misfit over that of run noise, the values that are weighed against each other."""
+LEAST_NOISE = 1e-5
+"""Run noise below which the arithmetic ends (0.001 % of loss; no training run repeats so well)."""
+CLIP = 3.0
+"""Residuals count up to so many robust standard deviations: an outlier is no misfit of the law."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What one law, at one fit, says: about `inputs` (each (m,), normalised logs) a mean and a covariance.
+
+    `past` (n, m) and `slopes` (p, m) are its factors: cov = misfit²·κ - pastᵀ·past + slopesᵀ·slopes; `share` is the
+    weight of the view among all, and `noise` the standard deviation of a run about it.
+    """
+
+    inputs: tuple[Array, ...]
+    mean: Array
+    past: Array
+    slopes: Array
+    misfit: float
+    noise: float
+    share: float
+
+    def covariance(self, rows: Sequence[int] | Array) -> Array:
+        """Covariance of the sites `rows` with all, (len(rows), m)."""
+        rows = np.asarray(rows, dtype=np.intp)
+        here = tuple(column[rows] for column in self.inputs)
+        prior = self.misfit**2 * alike(here, self.inputs)
+        return prior - self.past[:, rows].T @ self.past + self.slopes[:, rows].T @ self.slopes
+
+    @property
+    def variance(self) -> Array:
+        """Variance of the sites, (m,)."""
+        return self.misfit**2 - (self.past**2).sum(axis=0) + (self.slopes**2).sum(axis=0)
+
+
+def alike(one: tuple[Array, ...], other: tuple[Array, ...]) -> Array:
+    """Correlation of a law's misfit at sites `one` and `other`, (len one, len other)."""
+    square = sum((a[:, None] - b) ** 2 for a, b in zip(one, other, strict=True))
+    return np.exp(-0.5 * square / REACH**2)
+
+
+def view(
+    law: Law, point: Array, seen: tuple[Array, ...], y: Array, weight: Array, sites: tuple[Array, ...], share: float
+) -> View:
+    """How `law` at `point`, fitted to log losses `y` (n,) at `seen` with `weight`, sees `sites` (each (m,)).
+
+    Runs of weight 0 are left out; a weight of 2 counts as two runs.
+    """
+    use = weight > 0
+    seen, y, weight = tuple(column[use] for column in seen), y[use], weight[use]
+    value, slope = law.expand(point, *seen)[:2]
+    root = np.sqrt(weight / weight.mean())
+    near = alike(seen, seen)
+    misfit, noise = split(slope.T, near, clipped(y - value), root)
+    mean, ahead = law.expand(point, *sites)[:2]
+    factors = kriging(slope.T, ahead.T, near, alike(seen, sites), misfit, noise / root, (law.high - law.low) / 4)
+    return View(sites, mean, *factors, misfit, noise, share)
+
+
+def kriging(
+    seen: Array, sites: Array, near: Array, across: Array, misfit: float, noise: Array, wide: Array
+) -> tuple[Array, Array]:
+    """Factors (past (n, m), slopes (p, m)) of the posterior, see `View`, by universal kriging.
+
+    `seen` (n, p) and `sites` (m, p) are Jacobians, `near` (n, n) and `across` (n, m) correlations of the misfit,
+    `noise` (n,) standard deviations, and `wide` (p,) those of the prior of each coefficient.
+    """
+    lower = np.linalg.cholesky(misfit**2 * near + np.diag(noise**2))
+    past = solve_triangular(lower, misfit**2 * across, lower=True)
+    known = solve_triangular(lower, seen, lower=True)
+    triangle = np.linalg.qr(np.vstack([known * wide, np.eye(len(wide))]), mode="r")
+    unknown = (sites - past.T @ known) * wide
+    return past, solve_triangular(triangle.T, unknown.T, lower=True)
+
+
+def split(jacobian: Array, near: Array, residual: Array, root: Array) -> tuple[float, float]:
+    """Standard deviations (misfit, noise) that share the residuals (n,) of a fit between them.
+
+    Restricted likelihood (Patterson and Thompson 1971): what the coefficients can take is projected out; of what is
+    left, the log ratio of the two variances is averaged over `RATIOS` by its likelihood, even before the runs speak.
+    """
+    n, p = jacobian.shape
+    if n <= p:
+        spread = max(float(np.abs(residual).max()), LEAST_NOISE)
+        return spread, spread
+    free = np.linalg.qr(jacobian * root[:, None], mode="complete")[0][:, p:]
+    values, vectors = np.linalg.eigh(free.T @ (root[:, None] * near * root) @ free)
+    square = ((free @ vectors).T @ (residual * root)) ** 2
+    inflation = 1 + RATIOS[:, None] * np.maximum(values, 0)
+    noise2 = np.maximum((square / inflation).mean(axis=1), LEAST_NOISE**2)
+    log_likelihood = -0.5 * (np.log(inflation).sum(axis=1) + (n - p) * np.log(noise2))
+    belief = np.exp(log_likelihood - log_likelihood.max())
+    belief /= belief.sum()
+    ratio = math.exp(float(belief @ np.log(RATIOS)))
+    noise = math.exp(0.5 * float(belief @ np.log(noise2)))
+    return noise * math.sqrt(ratio), noise
+
+
+def clipped(residual: Array) -> Array:
+    """Residuals held within `CLIP` robust standard deviations (1.4826 times their median size)."""
+    most = CLIP * max(1.4826 * float(np.median(np.abs(residual))), LEAST_NOISE)
+    return np.clip(residual, -most, most)

@@ -1,0 +1,360 @@
+"""Which run next: of the runs that could be made, those that tell most about a target for their FLOP.
+
+Each candidate is judged by how much the variance at the target falls once its loss is known, over what it costs: the
+criterion of V-optimal (extrapolation) design, made sequential (MacKay 1992, "Information-based objective functions for
+active data selection", section 3.2; Hoel and Levine 1964 for extrapolation). Over several laws the covariance is that
+of their mixture, and the update the best linear one: a run on whose loss the laws disagree is worth much where they
+disagree at the target. Of the two greedy plans that a budget buys, by gain per FLOP and by gain alone, the better is
+taken (Leskovec et al. 2007, CELF, section 3.2), because the first alone may spend all on trifles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nachim.law.belief import View, view
+from nachim.law.forms import FLOPS_PER_UNIT, Array
+from nachim.spec.error import UserError
+
+if TYPE_CHECKING:
+    from nachim.law.fit import Fit
+    from nachim.law.study import Study
+
+LEVEL = 0.9
+LEAST_GAIN = 0.02
+"""A plan that narrows the interval by less than this share is no help."""
+NUDGE = 0.1
+"""Half the step, in log x, of the central differences that find an allocation's slope and curvature."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Runs that could be made: scale `x` (in the study's scale), `tokens`, and `cost` of each made alone, all (m,).
+
+    Candidates of one `trunk` share a prefix: `shared` (m,) is the part of `cost` that another run of the trunk which
+    goes at least as far need not pay again (for WSD, the steps before the decay). `paid` maps trunks to how far they
+    have come already, in the same unit. Costs are FLOP, or anything else that adds up.
+    """
+
+    x: Array
+    tokens: Array
+    cost: Array
+    trunk: npt.NDArray[np.str_] | None = None
+    shared: Array | None = None
+    paid: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        names = [name for name in ("x", "tokens", "cost", "shared") if getattr(self, name) is not None]
+        for name in names:
+            column = np.asarray(getattr(self, name), dtype=np.float64).ravel()
+            object.__setattr__(self, name, column)
+            least = "not negative" if name == "shared" else "positive"
+            wrong = ~np.isfinite(column) | (column < 0 if name == "shared" else column <= 0)
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                raise UserError(f"candidate {row + 1}: {name} is {column[row]:g}, and must be finite and {least}")
+        if self.trunk is not None:
+            object.__setattr__(self, "trunk", np.asarray(self.trunk, dtype=np.str_).ravel())
+        sizes = {
+            len(column) for column in (self.x, self.tokens, self.cost, self.trunk, self.shared) if column is not None
+        }
+        if sizes != {len(self.x)} or not len(self.x):
+            raise UserError(f"the candidates' columns hold {sorted(sizes)} rows: each needs the same, and at least one")
+        if self.shared is not None and (self.shared > self.cost).any():
+            raise UserError("a candidate shares more than it costs: `shared` is a part of `cost`")
+        if (self.shared is None) != (self.trunk is None):
+            raise UserError("candidates that share a prefix need both columns, `trunk` and `shared`")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def charged(self, chosen: Iterable[int] = ()) -> Array:
+        """What each candidate costs once `chosen` are made: the part its trunk has come already is not paid again."""
+        if self.shared is None or self.trunk is None:
+            return self.cost
+        reached = dict(self.paid or {})
+        for pick in chosen:
+            name = str(self.trunk[pick])
+            reached[name] = max(reached.get(name, 0.0), float(self.shared[pick]))
+        there = np.array([reached.get(str(name), 0.0) for name in self.trunk])
+        return self.cost - np.minimum(self.shared, there)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be known: the `loss` of a model of scale `x` on `tokens`; or, at compute `flops`, the `loss` of the
+    best allocation, or that `allocation` itself (its log x)."""
+
+    what: Literal["loss", "allocation"] = "loss"
+    flops: float | None = None
+    x: float | None = None
+    tokens: float | None = None
+
+    def __post_init__(self) -> None:
+        given = (self.flops is not None, self.x is not None, self.tokens is not None)
+        if given not in ((True, False, False), (False, True, True)):
+            raise UserError("a target is either a compute `flops`, or a real shape: both `x` and `tokens`")
+        if self.what == "allocation" and self.flops is None:
+            raise UserError("an allocation is known at a compute: give the target's `flops`")
+        for name in ("flops", "x", "tokens"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"the target's {name} is {value:g}: it must be a positive number")
+
+
+@dataclass(frozen=True, eq=False)
+class Belief:
+    """The joint uncertainty of a target and m candidates: `variance` (m,), covariance `cross` (m,) with the target,
+    the target's own variance `open`, and the variance `noise` of one run; `views` are its parts."""
+
+    views: tuple[View, ...]
+    offsets: Array
+    variance: Array
+    cross: Array
+    open: float
+    noise: float
+
+    def column(self, pick: int) -> Array:
+        """Covariance of candidate `pick` with every candidate, (m,)."""
+        m = len(self.variance)
+        inside = sum(each.share * each.covariance([pick])[0, :m] for each in self.views)
+        return np.asarray(inside + self.offsets[:, pick] @ (self.shares[:, None] * self.offsets[:, :m]))
+
+    @property
+    def shares(self) -> Array:
+        """Weight of each view, summing to 1."""
+        return np.array([each.share for each in self.views])
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A run to make: row `index` of the candidates, what it `cost`s after those before it, `spent` with them, and the
+    target's interval after it, `percent` either way."""
+
+    index: int
+    cost: float
+    spent: float
+    percent: float
+
+
+@dataclass(frozen=True, eq=False)
+class Advice:
+    """Which runs next, and when to stop.
+
+    `percent` is the half-width of the target's 90 % interval now; `alone` (m,) what it would be after each candidate
+    alone; `gain` (m,) the fall of variance over cost, relative to the best; `order` (m,) ranks candidates by it.
+    `picks` is the plan, run after run, up to the budget or the wanted width; `least` is the half-width once every
+    candidate is made, and `floor` that of one run's noise, which nothing narrows. `why` says what came of it.
+    """
+
+    percent: float
+    alone: Array
+    gain: Array
+    order: npt.NDArray[np.intp]
+    picks: tuple[Pick, ...]
+    least: float
+    floor: float
+    helps: bool
+    why: str
+
+
+def believe(reading: Study, runs: Candidates, target: Target) -> Belief:
+    """What `reading` leaves open about `target` and the candidates, over its laws by weight.
+
+    Where no rollout could weigh the laws, each counts the same: for a design, not to know is no reason for one.
+    """
+    fits = list(reading.fits.values())
+    even = dict.fromkeys(reading.fits, 1 / len(fits))
+    shares = dict(reading.weights) if reading.errors else even
+    views, functionals = [], []
+    for name, fit in reading.fits.items():
+        units = fit.sample.units
+        u, v, coefficients, mean = sought(fit, target)
+        sites = (
+            np.concatenate([np.log(runs.x / units.x), u]),
+            np.concatenate([np.log(runs.tokens / units.tokens), v]),
+        )
+        sample = fit.sample
+        views.append(view(fit.law, fit.point, sample.inputs, sample.log_loss, sample.weight, sites, shares[name]))
+        functionals.append((coefficients, mean))
+    return mixed(tuple(views), functionals, len(runs))
+
+
+def mixed(views: tuple[View, ...], functionals: list[tuple[Array, float | None]], m: int) -> Belief:
+    """The mixture of `views`, whose first `m` sites are candidates; the target is the sum of each view's last sites
+    times its coefficients, and its mean that sum too unless it is given."""
+    shares = np.array([each.share for each in views])
+    variance, cross, open_, means, goals = np.zeros(m), np.zeros(m), 0.0, [], []
+    for each, (coefficients, mean) in zip(views, functionals, strict=True):
+        last = np.arange(m, m + len(coefficients))
+        rows = coefficients @ each.covariance(last)
+        variance += each.share * each.variance[:m]
+        cross += each.share * rows[:m]
+        open_ += each.share * float(rows[last] @ coefficients)
+        means.append(each.mean[:m])
+        goals.append(float(coefficients @ each.mean[last]) if mean is None else mean)
+    offsets = np.array(means) - shares @ np.array(means)
+    goal = np.array(goals) - shares @ np.array(goals)
+    variance += shares @ offsets**2
+    cross += (shares * goal) @ offsets
+    noise = float(shares @ np.array([each.noise**2 for each in views]))
+    return Belief(views, offsets, variance, cross, open_ + float(shares @ goal**2), noise)
+
+
+def sought(fit: Fit, target: Target) -> tuple[Array, Array, Array, float | None]:
+    """Sites (log x, log D, each (k,), normalised) and coefficients (k,) whose sum is the target, and its mean if other.
+
+    For an allocation, the minimum of log loss h along log x at fixed compute moves by -h'/h'' when h changes: a
+    central difference over two sites, whatever the law.
+    """
+    units = fit.sample.units
+    if target.flops is None:
+        u, v = math.log(target.x / units.x), math.log(target.tokens / units.tokens)
+        return np.array([u]), np.array([v]), np.ones(1), None
+    x, _ = fit.allocation(target.flops)
+    total = math.log(target.flops / FLOPS_PER_UNIT[fit.scale] / units.x / units.tokens)
+    u = math.log(float(x) / units.x) + (np.zeros(1) if target.what == "loss" else NUDGE * np.array([-1.0, 1.0]))
+    if target.what == "loss":
+        return u, total - u, np.ones(1), None
+    three = np.array([u[0], u.mean(), u[1]])
+    h = fit.law.value(fit.point, three, total - three)
+    bend = max(float(h[0] - 2 * h[1] + h[2]) / NUDGE**2, 1e-9)
+    return u, total - u, np.array([1.0, -1.0]) / (2 * NUDGE * bend), math.log(float(x))
+
+
+def next_runs(
+    reading: Study, runs: Candidates, target: Target, *, within: float | None = None, budget: float | None = None
+) -> Advice:
+    """Which of `runs` to make next, so that `target` is known best for its cost.
+
+    `within` ends the plan where the half-width of the target's 90 % interval is so many percent; `budget` where the
+    costs would exceed it. Without either the plan goes on as long as any run helps. Raises UserError for a target or
+    limits that make no sense.
+    """
+    for name, value in (("within", within), ("budget", budget)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{name} is {value:g}: it must be a positive number")
+    belief = believe(reading, runs, target)
+    ruler = ruler_of(belief, target, reading.factor)
+    first = belief.cross**2 / (belief.variance + belief.noise)
+    rate = first / runs.charged()
+    goal = ruler.variance(within) if within is not None else -1.0
+    plan = best_plan(belief, runs, goal, budget)
+    picks, spent = [], 0.0
+    for index, cost, left in plan:
+        spent += cost
+        picks.append(Pick(index, cost, spent, ruler.percent(left)))
+    every = greedy(belief, runs, -1.0, math.inf, by_cost=True)
+    least = ruler.percent(every[-1][2] if every else belief.open)
+    now = ruler.percent(belief.open)
+    helps = bool(picks) and picks[-1].percent < (1 - LEAST_GAIN) * now
+    advice = Advice(
+        percent=now,
+        alone=np.array([ruler.percent(left) for left in belief.open - first]),
+        gain=rate / rate.max() if rate.max() > 0 else rate,
+        order=np.argsort(-rate, kind="stable"),
+        picks=tuple(picks),
+        least=least,
+        floor=ruler.percent(0.0),
+        helps=helps,
+        why="",
+    )
+    return replace(advice, why=said(advice, runs, within, budget))
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """Between the variance of a target and the half-width of its 90 % interval, in percent.
+
+    A loss is that of one run, so its noise is part of it, and the study's conformal factor stretches it; an allocation
+    has neither.
+    """
+
+    noise: float
+    stretch: float
+
+    def percent(self, variance: float) -> float:
+        """Half-width for `variance` of log loss, or of log x."""
+        return 100 * math.expm1(min(self.stretch * math.sqrt(max(variance, 0.0) + self.noise), 50.0))
+
+    def variance(self, percent: float) -> float:
+        """The variance that has this half-width; negative where run noise alone is wider."""
+        return (math.log1p(percent / 100) / self.stretch) ** 2 - self.noise
+
+
+def ruler_of(belief: Belief, target: Target, factor: float) -> Ruler:
+    """The ruler of `target` under `belief`, a loss being stretched by the conformal `factor`."""
+    quantile = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    return Ruler(belief.noise, factor * quantile) if target.what == "loss" else Ruler(0.0, quantile)
+
+
+Step = tuple[int, float, float]
+"""A candidate, its cost at its place, and the target's variance after it."""
+
+
+def greedy(belief: Belief, runs: Candidates, goal: float, budget: float, by_cost: bool) -> list[Step]:
+    """Candidates one after the other, each the one that lowers the target's variance most, per cost or outright.
+
+    Ends at the variance `goal`, at the `budget`, or when none helps. Each pick is a rank-one update of the covariance,
+    kept as its factors: O(m·(n + picks)) a pick.
+    """
+    variance, cross, left = belief.variance.copy(), belief.cross.copy(), belief.open
+    known: list[Array] = []
+    chosen: list[int] = []
+    steps: list[Step] = []
+    spent = 0.0
+    while left > goal and len(chosen) < len(runs):
+        cost = np.maximum(runs.charged(chosen), 1e-300)
+        gain = cross**2 / (variance + belief.noise)
+        gain[chosen] = 0.0
+        gain[cost > (budget - spent) * (1 + 1e-9)] = 0.0
+        pick = int(np.argmax(gain / cost if by_cost else gain))
+        if gain[pick] <= 1e-9 * belief.open:
+            break
+        scale = math.sqrt(variance[pick] + belief.noise)
+        column = (belief.column(pick) - sum(each * each[pick] for each in known)) / scale
+        share = cross[pick] / scale
+        variance = np.maximum(variance - column**2, 0.0)
+        cross, left = cross - share * column, max(left - share**2, 0.0)
+        known.append(column)
+        chosen.append(pick)
+        spent += cost[pick]
+        steps.append((pick, float(cost[pick]), left))
+    return steps
+
+
+def best_plan(belief: Belief, runs: Candidates, goal: float, budget: float | None) -> list[Step]:
+    """The better of the plans by gain per cost and by gain alone, the cheapest informative runs of it first."""
+    plans = [greedy(belief, runs, goal, budget or math.inf, by_cost) for by_cost in (True, False)]
+    if budget is None and goal < 0:
+        return plans[0]
+    reached = [bool(plan) and plan[-1][2] <= goal for plan in plans]
+    if all(reached):
+        return min(plans, key=lambda plan: sum(step[1] for step in plan))
+    return min(plans, key=lambda plan: plan[-1][2] if plan else belief.open)
+
+
+def said(advice: Advice, runs: Candidates, within: float | None, budget: float | None) -> str:
+    """What came of it, in a sentence."""
+    now, least = advice.percent, advice.least
+    every = f"all {len(runs)} candidates together would leave ±{least:.3g} %"
+    if within is not None and now <= within:
+        return f"the target is known to ±{now:.3g} % already: no further run is needed for ±{within:g} %"
+    if not advice.picks or least > (1 - LEAST_GAIN) * now:
+        return (
+            f"no candidate helps: the target is known to ±{now:.3g} %, and {every} (a single run scatters by "
+            f"±{advice.floor:.3g} %); offer runs nearer to the target"
+        )
+    last = advice.picks[-1]
+    plan = f"{len(advice.picks)} runs that cost {last.spent:.3g} more"
+    if within is not None and last.percent > within * (1 + 1e-9):
+        short = f"the budget of {budget:.3g} buys ±{last.percent:.3g} %" if budget else every
+        return f"±{within:g} % is out of reach: the target is known to ±{now:.3g} % now, and {short}"
+    return f"±{last.percent:.3g} % at the target costs {last.spent:.3g} more ({plan}); it is known to ±{now:.3g} % now"
