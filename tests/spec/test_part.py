@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nachim.spec import AdamW, Attention, Cosine, Part, RoPE, Run, SwiGLU, diff
+from nachim.spec import AdamW, Attention, Cosine, MuP, Part, RoPE, Run, SwiGLU, diff
 from tests.spec.examples import ALL, MACHINE, RUN
 
 # Sealed: stored runs are named by it.
@@ -23,6 +23,7 @@ CANONICAL = (
     '{"bias":"none","d_head":64,"n_heads":12,"n_kv_heads":4,"part":"Attention","previous_key":false,"qk_norm":true,'
     '"window":null}'
 )
+SEALED_MODEL = "a658ecd95a397751333008f71042e9f3012c1bae43fb32c8d1baee12afc8bb3c"  # before it had a parametrisation
 PRINT = "from tests.spec.examples import RUN; print(RUN.fingerprint)"
 
 
@@ -97,6 +98,16 @@ def test_a_part_cannot_be_changed():
 def test_the_fingerprint_is_the_hash_of_the_canonical_json():
     part = Attention(n_heads=12, n_kv_heads=4, d_head=64, qk_norm=True)
     assert part.fingerprint == hashlib.sha256(CANONICAL.encode()).hexdigest() == GOLDEN
+
+
+def test_a_field_that_came_later_leaves_sealed_fingerprints_alone():
+    model = RUN.model
+    assert model.fingerprint == SEALED_MODEL
+    assert "parametrisation" not in model.to_json()
+    other = dataclasses.replace(model, parametrisation=MuP(base_width=16, base_head=8))
+    assert other.fingerprint != SEALED_MODEL
+    assert type(model).from_json(json.loads(json.dumps(other.to_json()))) == other
+    assert [change.path for change in diff(model, other)] == ["parametrisation"]
 
 
 def test_each_field_and_each_class_changes_the_fingerprint():

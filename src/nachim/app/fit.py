@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from nachim.law import Observations, Study, isoflop, read, study
-from nachim.law.forms import Scale
+from nachim.app.corpora import show_corpora, summarise_corpora
+from nachim.app.optima import estimate_lines, optima_lines, summarise_estimates, summarise_optima
+from nachim.law import Observations, Study, read, study
 from nachim.law.interval import LARGEST_FACTOR
-from nachim.spec.error import UserError
 
 MEANING = {
     "E": "loss that no scale removes (the entropy of text)",
@@ -29,6 +29,9 @@ def fit(
     holdout: Path | None = None,
     law: Literal["auto", "chinchilla", "coupled"] = "auto",
     scale: Literal["params", "flops_per_token"] | None = None,
+    flops: float | None = None,
+    within: float = 0.25,
+    by: Literal["group"] | None = None,
     seed: int = 0,
     json: bool = False,
 ) -> int:
@@ -49,14 +52,28 @@ def fit(
         law: chinchilla is E + A·x^-alpha + B·D^-beta; coupled is E + (A·x^-alpha + B·D^-beta)^k;
             auto takes the one that forecasts better.
         scale: What x is; by default flops_per_token (M) where that column is present, else params (N).
+        flops: Compute at which to show the optimum: not one model but all that are as good within a tolerance.
+        within: That tolerance, in percent of the best loss.
+        by: `--by group` takes the column `group` as the name of each run's corpus, fits the corpora jointly, tests
+            whether their exponents differ, and shows how the optimum at --flops shifts (default: 10 times the
+            dearest run).
         seed: Seed of the bootstrap.
         json: Print one JSON object instead of tables.
     """
     runs = read(obs)
+    if by:
+        compared = summarise_corpora(runs, law, scale, seed, flops)
+        if json:
+            print(jsonlib.dumps(compared))
+        else:
+            show_corpora(compared, obs)
+        return 0
     unseen = read(holdout) if holdout else None
     if unseen is not None:
         unseen.x(scale or runs.scales[0])
-    summary = summarise(study(runs, law=law, scale=scale, seed=seed), runs, unseen)
+    reading = study(runs, law=law, scale=scale, seed=seed)
+    summary = summarise(reading, runs, unseen)
+    summary["optima"] = None if flops is None else summarise_optima(reading, flops, within)
     if json:
         print(jsonlib.dumps(summary))
     else:
@@ -67,7 +84,7 @@ def fit(
 def summarise(reading: Study, runs: Observations, unseen: Observations | None) -> dict[str, Any]:
     """Everything `nachim fit` reports, as plain JSON values; errors and widths in percent."""
     best = reading.fit
-    second = _second_opinion(runs, best.scale, reading.seed)
+    estimators = summarise_estimates(runs, reading)
     return {
         "law": best.law.name,
         "formula": best.law.formula,
@@ -83,13 +100,13 @@ def summarise(reading: Study, runs: Observations, unseen: Observations | None) -
         "noise": 100 * reading.noise,
         "conformal_factor": reading.factor,
         "spread": _spread(reading),
-        "isoflop": second,
+        "isoflop": _second_opinion(estimators),
         "regime": reading.regime
         and {"flops": reading.regime.flops, "percent": reading.regime.percent, "reason": str(reading.regime)},
         "starts": {"tried": best.starts, "at_best": best.starts_at_best},
         "condition": best.condition,
         "seconds": best.seconds,
-        "warnings": _warnings(reading),
+        "warnings": _warnings(reading) + [one["warning"] for one in estimators if one["warning"]],
     }
 
 
@@ -113,16 +130,17 @@ def _held_out(reading: Study, unseen: Observations) -> dict[str, float]:
     }
 
 
-def _second_opinion(runs: Observations, scale: Scale, seed: int) -> dict[str, Any]:
-    try:
-        curves = isoflop(runs, scale, seed)
-    except UserError as error:
-        return {"exponent": None, "reason": str(error)}
+def _second_opinion(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The parabolas' answer, with the other estimators beside it."""
+    first = found[0]
+    if first["exponent"] is None:
+        return {"exponent": None, "reason": first["reason"], "estimators": found}
     return {
-        "exponent": curves.exponent,
-        "interval90": list(curves.exponent_interval90),
-        "budgets": len(curves.minima),
-        "at_edge": sum(minimum.at_edge for minimum in curves.minima),
+        "exponent": first["exponent"],
+        "interval90": first["interval90"],
+        "budgets": first["budgets"] + first["at_edge"],
+        "at_edge": first["at_edge"],
+        "estimators": found,
     }
 
 
@@ -169,7 +187,7 @@ def _show(summary: dict[str, Any]) -> None:
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:
-    train, held, second = summary["train"], summary["holdout"], summary["isoflop"]
+    train, held = summary["train"], summary["holdout"]
     lines = [
         f"fitted: {train['n']} runs, mean error {train['mape']:.2f} %, {summary['seconds']:.2f} s, "
         f"{summary['starts']['at_best']} of {summary['starts']['tried']} starts agree"
@@ -181,9 +199,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
             f"held out: {held['n']} runs, mean error {held['mape']:.2f} %, {held['coverage90']:.0f} % "
             f"inside their 90 % interval, of median width {held['median_width']:.2f} %"
         )
-    if second["exponent"] is None:
-        lines.append(f"IsoFLOP second opinion: none ({second['reason']})")
-    else:
-        low, high = second["interval90"]
-        lines.append(f"IsoFLOP second opinion: optimal scale ∝ C^{second['exponent']:.3f} ({low:.3f} to {high:.3f})")
+    lines += estimate_lines(summary["isoflop"]["estimators"])
+    if summary.get("optima"):
+        lines += optima_lines(summary["optima"])
     return lines + [f"warning: {text}" for text in summary["warnings"]]

@@ -138,7 +138,7 @@ def plan(
         out: Folder for plan.html (the page), plan.json, and run.json (the recipe).
         json: Print one JSON object instead of tables.
     """
-    corpus = Ask(data=means.data, text_column=means.text_column).corpus()
+    corpus = Ask(data=(means.data,), text_column=means.text_column).corpus()
     made = make_plan(means.wish())
     deployment = deployed(made, serve)
     run = recipe(made, made.best, corpus)

@@ -288,12 +288,14 @@ def bias_of(method: Literal["parabola", "akima"], obs: Observations, fitted: Fit
 @dataclass(frozen=True)
 class Estimate:
     """One estimator's exponent of the optimal scale, with its 90 % interval and its bias on these runs, where it has
-    one to compute. `exponent` is None where it reads nothing, and `reason` says why."""
+    one to compute. `budgets` shaped it, the minima of `at_edge` more lie outside their runs. `exponent` is None where
+    it reads nothing, and `reason` says why."""
 
     method: Method
     exponent: float | None
     interval90: tuple[float, float] | None
     budgets: int
+    at_edge: int
     bias: Bias | None
     reason: str | None = None
 
@@ -313,11 +315,12 @@ def estimates(obs: Observations, reading: Study) -> Sequence[Estimate]:
             else:
                 read = akima(obs, scale, reading.noise * obs.loss, np.random.default_rng(reading.seed))
         except UserError as error:
-            found.append(Estimate(method, None, None, 0, None, str(error)))
+            found.append(Estimate(method, None, None, 0, 0, None, str(error)))
             continue
         inside = sum(not minimum.at_edge for minimum in read.minima)
         bias = bias_of(method, obs, reading.fit)
-        found.append(Estimate(method, read.exponent, read.exponent_interval90, inside, bias))
+        outside = len(read.minima) - inside
+        found.append(Estimate(method, read.exponent, read.exponent_interval90, inside, outside, bias))
     counted = int(budgets(obs.flops).max()) + 1
     surface = reading.exponents["model"], reading.exponents_interval90["model"]
-    return (*found, Estimate("surface", *surface, counted, None))
+    return (*found, Estimate("surface", *surface, counted, 0, None))
