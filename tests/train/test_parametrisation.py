@@ -133,3 +133,12 @@ def test_the_size_of_updates_does_not_follow_width_under_mup_as_it_does_without(
     band = 0.1 if type(optimizer) is AdamW else 0.2
     assert all(abs(slope) < (0.3 if name == "logits" else band) for name, slope in with_mup.items()), with_mup
     assert all(slope > 0.35 for slope in without.values()), without
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(lr=2**-7), Muon(lr=2**-7)], ids=["adamw", "muon"])
+def test_the_size_of_updates_does_not_follow_depth_under_completep_as_it_does_without(optimizer):
+    shapes = [(32, 4), (32, 8), (32, 16)]
+    with_completep = slopes(CompleteP(base_width=32, base_head=HEAD, base_depth=2), optimizer, shapes)
+    without = slopes(Standard(), optimizer, shapes)
+    assert all(abs(slope) < 0.2 for slope in with_completep.values()), with_completep
+    assert without["stream"] > 0.4, without
