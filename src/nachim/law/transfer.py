@@ -1,10 +1,11 @@
-"""Batch size and learning rate at any compute: DeepSeek's laws, to be corrected by a sweep on a small rung.
+"""Batch size and learning rate at any scale: published laws, and laws refitted by `nachim.law.hyper`.
 
-The published constants are a prior only. On StepLaw's dense grid (arXiv 2503.04715) they cost 0.76 % of loss.
+Published constants are priors only: what they cost on StepLaw's dense grid stands in docs/transfer.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,67 @@ class Transfer:
     def batch_tokens(self, flops: Array | float) -> Array:
         """Batch in tokens at compute `flops`."""
         return self.batch_factor * batch_opt(flops)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """`coefficient`·x^`model`·D^`data`: an optimum against model scale x and tokens D. A plane, in logarithms."""
+
+    coefficient: float
+    model: float
+    data: float
+
+    def __call__(self, x: Array | float, tokens: Array | float) -> Array:
+        """Its value at scale `x` and `tokens`."""
+        return np.asarray(
+            self.coefficient * np.asarray(x, float) ** self.model * np.asarray(tokens, float) ** self.data
+        )
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Laws for what is tuned, by column name, in a `scale` (params, or flops_per_token), and their `source`."""
+
+    scale: str
+    source: str
+    laws: Mapping[str, Plane]
+
+    def lr(self, x: Array | float, tokens: Array | float) -> Array:
+        """Peak learning rate at scale `x` and `tokens`."""
+        return self.laws["lr"](x, tokens)
+
+    def batch_tokens(self, x: Array | float, tokens: Array | float) -> Array:
+        """Batch in tokens at scale `x` and `tokens`."""
+        return self.laws["batch_tokens"](x, tokens)
+
+
+PUBLISHED: dict[str, Planes] = {
+    "deepseek": Planes(
+        "params",
+        "arXiv 2401.02954 eq. 1, with C = 6·N·D",
+        {
+            "lr": Plane(LR_OPT.coefficient * 6**LR_OPT.exponent, LR_OPT.exponent, LR_OPT.exponent),
+            "batch_tokens": Plane(
+                BATCH_OPT.coefficient * 6**BATCH_OPT.exponent, BATCH_OPT.exponent, BATCH_OPT.exponent
+            ),
+        },
+    ),
+    "steplaw": Planes(
+        "params",
+        "arXiv 2503.04715 eq. 1",
+        {"lr": Plane(1.79, -0.713, 0.307), "batch_tokens": Plane(0.58, 0.0, 0.571)},
+    ),
+}
+"""Published laws in N (embedding excluded) and D."""
+POWER_LINES_BATCH = 0.383
+"""The power of D that the best batch follows in arXiv 2505.13738, whatever N; the level is that of its own setting."""
+
+
+def published_exponents(name: str) -> tuple[Array, Array]:
+    """The published powers of x and D in the optimal `name`: their mean and standard deviation, each (2,)."""
+    found = [[law.laws[name].model, law.laws[name].data] for law in PUBLISHED.values() if name in law.laws]
+    found += [[0.0, POWER_LINES_BATCH]] if name == "batch_tokens" else []
+    return np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
 
 
 def optimum(values: Array, loss: Array) -> float:
