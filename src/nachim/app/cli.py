@@ -17,7 +17,9 @@ VERBS = {
     "measure": "nachim.app.measure:measure",
     "ladder": "nachim.app.ladder:ladder",
     "fit": "nachim.app.fit:fit",
+    "next": "nachim.app.next:next_",
     "forecast": "nachim.app.forecast:forecast",
+    "compare": "nachim.app.compare:compare",
     "train": "nachim.app.train:train",
     "report": "nachim.app.report:report",
 }

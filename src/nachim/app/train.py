@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
-import runpy
-import types
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from nachim.app.ask import CACHE, open_study
+from nachim.app.code import function_in, is_code
 from nachim.app.report import write_report
 from nachim.app.view import TerminalView
 from nachim.spec import Run, UserError
-from nachim.spec.error import nearest
 
 
 def train(
@@ -66,18 +64,10 @@ def run_of(source: Path) -> Run:
 
     Raises UserError when there is none.
     """
-    file, _, name = str(source).partition(".py:")
-    if source.suffix != ".py" and not name:
+    if not is_code(source):
         return Run.load(source / "run.json" if source.is_dir() else source)
-    path = Path(f"{file}.py") if name else source
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
-    known = runpy.run_path(str(path))
-    recipe = known.get(name or "run")
-    if not callable(recipe):
-        functions = [key for key, value in known.items() if isinstance(value, types.FunctionType)]
-        raise UserError(f"{path} has no function {name or 'run'!r}{nearest(name or 'run', functions)}")
+    name, recipe = function_in(source, "run")
     run = recipe()
     if not isinstance(run, Run):
-        raise UserError(f"{path}: {name or 'run'}() returns {run!r}, which is not a nachim.spec.Run")
+        raise UserError(f"{source}: {name}() returns {run!r}, which is not a nachim.spec.Run")
     return run

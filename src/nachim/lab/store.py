@@ -41,6 +41,11 @@ def observe(root: Path, runs: Sequence[Run]) -> Observations:
     rows = finished(root, runs)
     if not rows:
         raise UserError(f"no run under {root} is finished: run the ladder first")
+    return table_of(rows)
+
+
+def table_of(rows: Sequence[tuple[Run, dict[str, Any]]]) -> Observations:
+    """One observation for each run and its result, at least one."""
     return Observations(
         tokens=np.array([float(run.train.tokens) for run, _ in rows]),
         loss=np.array([result["validation"]["bpb"] for _, result in rows]),
