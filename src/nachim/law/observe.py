@@ -166,11 +166,38 @@ def read(path: Path | str) -> Observations:
 
     Raises UserError, naming the file, for a missing or empty file, a missing column, or a bad number.
     """
+    return _observations(Path(path), _table(Path(path)))
+
+
+def read_finished(path: Path | str) -> tuple[Observations, int]:
+    """As `read`, but rows whose loss is not finite are left out, and counted: runs that diverged.
+
+    Raises UserError as `read` does, and when no run is left.
+    """
     path = Path(path)
+    table = _table(path)
+    cells = [str(cell).strip().lower() for cell in table.get("loss", [])]
+    kept = [cell not in ("", "nan", "none", "inf", "+inf", "-inf") for cell in cells]
+    if cells and not any(kept):
+        raise UserError(f"{path}: none of its {len(cells)} runs has a loss that is a finite number")
+    if not all(kept):
+        table = {
+            name: [cell for cell, keep in zip(column, kept, strict=True) if keep] for name, column in table.items()
+        }
+    return _observations(path, table), kept.count(False)
+
+
+def _table(path: Path) -> Mapping[str, list[object]]:
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a CSV or parquet table of observations")
     try:
-        table = _parquet(path) if path.suffix == ".parquet" else _csv(path)
+        return _parquet(path) if path.suffix == ".parquet" else _csv(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _observations(path: Path, table: Mapping[str, list[object]]) -> Observations:
+    try:
         if not table or not any(len(column) for column in table.values()):
             raise UserError("the table is empty: it needs a header and one row for each run")
         for name in ("tokens", "loss"):
@@ -178,11 +205,19 @@ def read(path: Path | str) -> Observations:
                 raise UserError(f"there is no column {name!r}{nearest(name, table)}")
         if not {"params", "flops_per_token"} & table.keys():
             raise UserError(f"there is no column 'params' or 'flops_per_token'{nearest('params', table)}")
-        own = {name: _numbers(name, table[name]) for name in (*NUMERIC, "group") if name in table}
+        own = {name: numbers(name, table[name]) for name in (*NUMERIC, "group") if name in table}
         more = {name: _where_numbers(cells) for name, cells in table.items() if name and name not in own}
         return of(own | {name: column for name, column in more.items() if not np.isnan(column).all()})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def cells(path: Path) -> Mapping[str, list[object]]:
+    """The columns of a CSV or parquet table as they stand there. Raises UserError when it is not one, or empty."""
+    table = _parquet(path) if path.suffix == ".parquet" else _csv(path)
+    if not table or not any(len(column) for column in table.values()):
+        raise UserError("the table is empty: it needs a header and one row for each run")
+    return table
 
 
 def _parquet(path: Path) -> dict[str, list[object]]:
@@ -210,16 +245,17 @@ def _csv(path: Path) -> Mapping[str, list[object]]:
     return {name: [row[place] for row in rows[1:]] for place, name in enumerate(header)}
 
 
-def _numbers(name: str, cells: list[object]) -> npt.NDArray[np.str_] | Array:
+def numbers(name: str, cells: list[object]) -> npt.NDArray[np.str_] | Array:
+    """The column `name` as numbers, or as labels where it is `group`. Raises UserError with the row of a bad cell."""
     if name == "group":
         return np.array([str(cell) for cell in cells], dtype=np.str_)
-    numbers = np.empty(len(cells))
+    found = np.empty(len(cells))
     for row, cell in enumerate(cells):
         try:
-            numbers[row] = float(cell)  # type: ignore[arg-type]
+            found[row] = float(cell)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             raise UserError(f"row {row + 1}, column {name!r}: {cell!r} is not a number") from None
-    return numbers
+    return found
 
 
 def _where_numbers(cells: list[object]) -> Array:
