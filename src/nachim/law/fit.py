@@ -2,44 +2,69 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from nachim.law.certificate import Certificate, certify
 from nachim.law.forms import Array, Law, Sample, Scale, Units
 from nachim.law.observe import Observations
 from nachim.law.solve import DELTA, minimise
-from nachim.spec.error import UserError
+from nachim.spec.error import UserError, nearest
 
 STARTS = 16
 NARROWING = ((0.1, 16), (0.01, 10), (DELTA, 40))
+"""Huber's delta and the steps taken with it: from nearly least squares to the real one."""
+POLISH = 60
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
     """A law fitted to observations.
 
-    `coefficients` are in original units; `objective` is the weighted *sum* of Huber losses of log residuals;
-    `residuals` (n,) are log(observed / predicted); `condition` is the condition number of the residuals'
-    Jacobian in the law's coordinates (above 1e4, single coefficients mean little, predictions still do);
-    `starts_at_best` of `starts` reached the best basin; `at_bound` names coefficients pressed against a
-    bound; `point` is the fit in the law's own normalised coordinates; `seconds` is its wall time.
+    `coefficients` are in original units; `residuals` (n,) are log(observed / predicted); `certificate` says how good
+    a minimum it is; `point` is the fit in the law's own normalised coordinates; `flops` the largest compute fitted;
+    `seconds` is its wall time.
     """
 
     law: Law
     scale: Scale
     coefficients: dict[str, float]
-    objective: float
     residuals: Array
-    condition: float
-    starts: int
-    starts_at_best: int
-    at_bound: tuple[str, ...]
+    certificate: Certificate
     point: Array
     sample: Sample
+    flops: float
     seconds: float
+
+    @property
+    def objective(self) -> float:
+        """Weighted *sum* of the losses (Huber's by default) of log residuals."""
+        return self.certificate.objective
+
+    @property
+    def condition(self) -> float:
+        """Condition number of the residuals' Jacobian: above 1e4 single coefficients mean little, predictions do."""
+        return self.certificate.condition
+
+    @property
+    def starts(self) -> int:
+        """How many starting points were tried."""
+        return self.certificate.starts
+
+    @property
+    def starts_at_best(self) -> int:
+        """How many of them reached the best basin."""
+        return self.certificate.at_best
+
+    @property
+    def at_bound(self) -> tuple[str, ...]:
+        """Coefficients pressed against a bound."""
+        return self.certificate.at_bound
 
     @property
     def n(self) -> int:
@@ -48,8 +73,13 @@ class Fit:
 
     @property
     def exponents(self) -> dict[str, float]:
-        """How the compute-optimal `model` scale and `data` grow with compute (they sum to 1)."""
-        model, data = self.law.exponents(self.coefficients)
+        """How the compute-optimal `model` scale and `data` grow with compute (they sum to 1), at the largest fitted.
+
+        Empty for a law that does not read both scale and tokens.
+        """
+        if not self.law.allocates:
+            return {}
+        model, data = self.law.exponents(self.coefficients, self.flops, self.scale)
         return {"model": float(model), "data": float(data)}
 
     @property
@@ -102,54 +132,70 @@ def shortfall(sample: Sample, law: Law, kept: Array | None = None) -> str | None
     return law.shortfall(sample, (sample.weight if kept is None else kept) > 0)
 
 
-def solve_many(law: Law, sample: Sample, weights: Array, starts: int = STARTS) -> tuple[Array, Array, Array]:
+def solve_many(
+    law: Law, sample: Sample, weights: Array, starts: int = STARTS, delta: float = DELTA
+) -> tuple[Array, Array, Array]:
     """Fit the law once for each row of `weights` (m, n), all in one batch, from `starts` points each.
 
-    Returns the best points (m, size), their objectives (m,), and how many starts reached each (m,). The
-    starts are drawn in under ever narrower Huber losses, from nearly least squares to the real one.
+    Returns the best points (m, size), their objectives (m,), and how many starts reached each (m,).
     """
-    points = np.concatenate([law.starts(sample, weight, starts) for weight in weights])
-    spread = np.repeat(weights, starts, axis=0)
-    target = np.broadcast_to(sample.log_loss, spread.shape)
-    for delta, steps in NARROWING:
-        points, costs = minimise(law, sample.inputs, target, spread, points, delta=delta, steps=steps)
-    points, costs = points.reshape(len(weights), starts, -1), costs.reshape(len(weights), starts)
-    chosen = points[np.arange(len(weights)), costs.argmin(axis=1)]
+    ends, costs = _ends(law, sample, weights, starts, delta)
+    chosen = ends[np.arange(len(weights)), costs.argmin(axis=1)]
     target = np.broadcast_to(sample.log_loss, weights.shape)
-    chosen, best = minimise(law, sample.inputs, target, weights, chosen, steps=60)
+    chosen, best = minimise(law, sample.inputs, target, weights, chosen, delta, POLISH)
     return chosen, best, (costs <= best[:, None] * (1 + 1e-6) + 1e-20).sum(axis=1)
 
 
-def fit(obs: Observations, law: Law, scale: Scale) -> Fit:
-    """Fit `law` to `obs` by the weighted Huber loss (delta 1e-3) of log residuals; deterministic.
+def _ends(law: Law, sample: Sample, weights: Array, starts: int, delta: float) -> tuple[Array, Array]:
+    """Where each start ends, (m, starts, size), and its objective (m, starts). The starts are drawn in under ever
+    narrower Huber losses, from nearly least squares to the real one."""
+    points = np.concatenate([law.starts(sample, weight, starts) for weight in weights])
+    spread = np.repeat(weights, len(points) // len(weights), axis=0)
+    target = np.broadcast_to(sample.log_loss, spread.shape)
+    for wide, steps in NARROWING:
+        points, costs = minimise(law, sample.inputs, target, spread, points, max(wide, delta), steps)
+    if delta < DELTA:
+        points, costs = minimise(law, sample.inputs, target, spread, points, delta, POLISH)
+    return points.reshape(len(weights), -1, law.size), costs.reshape(len(weights), -1)
 
-    Raises UserError, saying what would be enough, when the runs cannot determine the law.
+
+def fit(
+    obs: Observations,
+    law: Law,
+    scale: Scale,
+    loss: Literal["huber", "squared"] = "huber",
+    delta: float = DELTA,
+) -> Fit:
+    """Fit `law` to `obs` by the weighted sum of losses of log residuals, from many starts; deterministic.
+
+    `loss` is Huber's, linear beyond `delta`, or squared, which one bad run can bend. Raises UserError, saying what
+    would be enough, when the runs cannot determine the law, or for a `delta` that is not above 0.
     """
     started = time.perf_counter()
+    if loss not in ("huber", "squared"):
+        raise UserError(f"no loss is called {loss!r}{nearest(loss, ('huber', 'squared'))}")
+    if not delta > 0:
+        raise UserError(f"delta is {delta}: Huber's loss turns linear at a residual above 0")
+    reach = delta if loss == "huber" else math.inf
     sample = sample_of(obs, scale, law)
     reason = shortfall(sample, law)
     if reason:
         raise UserError(reason)
-    points, costs, reached = solve_many(law, sample, sample.weight[None])
-    return described(law, scale, sample, points[0], (float(costs[0]), int(reached[0])), started)
-
-
-def described(law: Law, scale: Scale, sample: Sample, point: Array, outcome: tuple[float, int], started: float) -> Fit:
-    """The Fit for a solved `point`; `outcome` is its objective and the number of starts that reached it."""
-    value, slope, _ = law.expand(point, *sample.inputs)
-    pressed = (point <= law.low + 1e-9) | (point >= law.high - 1e-9)
+    ends = _ends(law, sample, sample.weight[None], STARTS, reach)[0][0]
+    target = np.broadcast_to(sample.log_loss, (len(ends), len(obs)))
+    weight = np.broadcast_to(sample.weight, target.shape)
+    points, objectives = minimise(law, sample.inputs, target, weight, ends, reach, POLISH)
+    point = points[objectives.argmin()]
+    value = law.value(point, *sample.inputs)
     return Fit(
         law=law,
         scale=scale,
         coefficients=as_floats(law.coefficients(point, sample.units)),
-        objective=outcome[0],
         residuals=sample.log_loss - value,
-        condition=float(np.linalg.cond((slope * np.sqrt(sample.weight)).T)),
-        starts=STARTS,
-        starts_at_best=outcome[1],
-        at_bound=tuple(n for n, at in zip(law.coefficient_names, pressed, strict=True) if at),
+        certificate=certify(law, sample, point, points, objectives, reach),
         point=point,
         sample=sample,
+        flops=float(obs.flops[sample.weight > 0].max()),
         seconds=time.perf_counter() - started,
     )
 

@@ -12,13 +12,16 @@ import numpy.typing as npt
 from nachim.law.forms import Array, Law
 
 DELTA = 1e-3
-"""Where Huber's loss on log residuals turns linear (arXiv 2203.15556 appendix D.3)."""
+"""Where Huber's loss on log residuals turns linear (arXiv 2203.15556 appendix D.3); infinite is squared loss."""
+NUMBERS = 2**16
+"""Slopes held at once, rows·size·n: more than a core's cache takes twice as long."""
 
 
 def huber(residual: Array, delta: float = DELTA) -> Array:
     """r²/2 within `delta`, delta·(|r| - delta/2) outside; elementwise."""
-    size = np.abs(residual)
-    return np.where(size <= delta, 0.5 * residual**2, delta * (size - 0.5 * delta))
+    within = np.minimum(np.abs(residual), delta)
+    inside: Array = within * (np.abs(residual) - 0.5 * within)
+    return inside
 
 
 def minimise(
@@ -39,6 +42,16 @@ def minimise(
     it converges quadratically) and M the reweighted least-squares matrix that majorises it (so a large λ
     always descends). Coordinates pressed against their bounds are held there.
     """
+    many = max(1, NUMBERS // (law.size * target.shape[1]))
+    parts = [slice(first, first + many) for first in range(0, max(1, len(start)), many)]
+    done = [_minimise(law, inputs, target[part], weight[part], start[part], delta, steps) for part in parts]
+    points, costs = zip(*done, strict=True)
+    return np.concatenate(points), np.concatenate(costs)
+
+
+def _minimise(
+    law: Law, inputs: tuple[Array, ...], target: Array, weight: Array, start: Array, delta: float, steps: int
+) -> tuple[Array, Array]:
     point = np.clip(start, law.low, law.high)
     cost = _cost(law, inputs, target, weight, point, delta)
     damping = np.full(len(point), 1.0)
@@ -63,15 +76,27 @@ def _cost(law: Law, inputs: tuple[Array, ...], y: Array, w: Array, z: Array, del
     return (w * huber(law.value(z, *inputs) - y, delta)).sum(axis=-1)
 
 
-def _step(
-    law: Law, inputs: tuple[Array, ...], y: Array, w: Array, z: Array, delta: float, damping: Array
-) -> tuple[Array, Array]:
+def stationarity(
+    law: Law, inputs: tuple[Array, ...], target: Array, weight: Array, point: Array, delta: float = DELTA
+) -> tuple[Array, Array, Array]:
+    """How still each point is: its gradient (rows, size), 0 where it presses against a bound, how much a Newton step
+    would gain, at least 0, (rows,), and its objective (rows,). Arguments as for `minimise`."""
+    cost = _cost(law, inputs, target, weight, point, delta)
+    gradient, held, exact, safe = _system(law, inputs, target, weight, point, delta)
+    still = np.full(len(point), 1e-9)
+    gains = [-(gradient * _damped(m, safe, still, gradient, held)).sum(axis=1) for m in (exact, safe)]
+    return gradient, np.where(gains[0] >= 0, gains[0], gains[1]), cost
+
+
+def _system(
+    law: Law, inputs: tuple[Array, ...], y: Array, w: Array, z: Array, delta: float
+) -> tuple[Array, npt.NDArray[np.bool_], Array, Array]:
     value, slope, curvature = law.expand(z, *inputs)
     residual = value - y
     size = np.abs(residual)
     pull = w * np.clip(residual, -delta, delta)
     gradient = np.einsum("rpn,rn->rp", slope, pull)
-    majorant = w * delta / np.maximum(size, delta)
+    majorant = w * np.minimum(1.0, delta / np.maximum(size, 1e-300))
     core = w * (size <= delta)
     both = np.concatenate([slope * majorant[:, None, :], slope * core[:, None, :]], axis=1)
     both = both @ slope.swapaxes(1, 2)
@@ -80,6 +105,13 @@ def _step(
         exact = exact + curvature(pull)
     held = ((z <= law.low) & (gradient > 0)) | ((z >= law.high) & (gradient < 0))
     gradient = np.where(held, 0.0, gradient)
+    return gradient, held, exact, safe
+
+
+def _step(
+    law: Law, inputs: tuple[Array, ...], y: Array, w: Array, z: Array, delta: float, damping: Array
+) -> tuple[Array, Array]:
+    gradient, held, exact, safe = _system(law, inputs, y, w, z, delta)
     step = _damped(exact + damping[:, None, None] * safe, safe, damping, gradient, held)
     gain = (gradient * step).sum(axis=1)
     bent = gain >= 0
