@@ -37,14 +37,14 @@ class Farseer(Law):
 
     def value(self, z: Array, *logs: Array) -> Array:
         floor, data, _ = _parts(z, *logs)
-        return np.asarray(np.log(np.exp(floor) + np.exp(data)))
+        return np.asarray(np.logaddexp(floor, data))
 
     def expand(self, z: Array, *logs: Array) -> Expansion:
         floor, data, slopes = _parts(z, *logs)
-        loss = np.exp(floor) + np.exp(data)
-        share = np.exp(floor) / loss
+        value = np.logaddexp(floor, data)
+        share = np.exp(floor - value)
         rows = [each * (share if place < 3 else 1 - share) for place, each in enumerate(slopes)]
-        return np.log(loss), np.stack(np.broadcast_arrays(*rows), axis=-2), None
+        return value, np.stack(np.broadcast_arrays(*rows), axis=-2), None
 
     def coefficients(self, z: Array, units: Units) -> dict[str, Array]:
         log_x, log_loss = np.log(units.x), np.log(units.loss)

@@ -10,17 +10,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.optimize import nnls
 
 from nachim.law.forms import Array, Expansion, Law, Sample, Theta, Units, best_spread
 
-FLOORS = (0.02, 0.4, 0.7, 0.9)
-"""Shares of the least loss that a start supposes to be the floor."""
 EXPONENTS = (0.04, 0.9)
 """Range of the exponents that a start supposes."""
 DRAWS = 384
-"""Draws of exponents, shapes and floor from which the starts are chosen."""
-SWEEPS = 40
-"""Multiplicative updates of the sizes of a draw: a start need not be a minimum."""
+"""Draws of exponents and shapes from which the starts are chosen."""
+LEAST = 1e-3
+"""Least size of a term in a start, over the least loss: one that is nil could not be moved."""
 
 
 class Term:
@@ -102,15 +101,14 @@ class Powers(Law):
         return total
 
     def starts(self, sample: Sample, weight: Array, count: int) -> Array:
-        """Starts (count, size): seeded draws of exponents, shapes and floor; sizes by non-negative least squares."""
+        """Starts (count, size): seeded draws of exponents and shapes; floor and sizes by non-negative least squares."""
         use = weight > 0
         logs, loss = tuple(log[use] for log in sample.inputs), np.exp(sample.log_loss[use])
         rng = np.random.default_rng(0)
         z = np.zeros((DRAWS, self.size))
-        z[:, 0] = rng.choice(FLOORS, DRAWS) * loss.min()
         for place in range(1 + len(self.terms), self.size):
             z[:, place] = self._drawn(place, rng)
-        z[:, 1 : 1 + len(self.terms)] = self._log_sizes(z, logs, loss, weight[use])
+        z[:, : 1 + len(self.terms)] = self._sizes(z, logs, loss, weight[use])
         return best_spread(self, sample, weight, z, count)
 
     def log_terms(self, z: Array, inputs: tuple[Array, ...]) -> list[Array]:
@@ -141,15 +139,15 @@ class Powers(Law):
         drawn = np.exp(rng.uniform(*np.log(EXPONENTS), DRAWS))
         return np.clip(drawn if low >= 0 else drawn * rng.choice((-0.5, 1.0), DRAWS), low, high)
 
-    def _log_sizes(self, z: Array, logs: tuple[Array, ...], loss: Array, weight: Array) -> Array:
-        """Log sizes (draws, terms) for which the terms make up loss - floor, in relative error and all positive: the
-        multiplicative updates of Lee and Seung (Advances in NIPS 13, 2000, theorem 1)."""
+    def _sizes(self, z: Array, logs: tuple[Array, ...], loss: Array, weight: Array) -> Array:
+        """Floor and log sizes (draws, 1 + terms) that fit the loss best in relative squares, none of them negative."""
         inputs, _ = self.effective(z, *logs)
         trust = np.sqrt(weight) / loss
-        columns = np.stack([np.exp(each) * trust for each in self.log_terms(z, inputs)], axis=1)
-        wanted = (loss - z[:, :1]) * trust
-        size = np.repeat(wanted.sum(1, keepdims=True) / columns.sum(axis=(1, 2))[:, None], columns.shape[1], axis=1)
-        pull, gram = np.einsum("dtn,dn->dt", columns, wanted), columns @ columns.swapaxes(1, 2)
-        for _ in range(SWEEPS):
-            size = size * pull / np.einsum("dts,ds->dt", gram, size)
-        return np.log(size + 1e-30)
+        terms = np.broadcast_arrays(np.zeros(len(loss)), *self.log_terms(z, inputs))
+        columns = np.exp(np.stack(terms, axis=-1)) * trust[:, None]
+        stretch = np.linalg.norm(columns, axis=1)
+        wanted = np.broadcast_to(trust * loss, columns.shape[:2])[..., None]
+        small = np.linalg.qr(np.concatenate([columns / stretch[:, None], wanted], axis=-1), mode="r")
+        sizes = np.array([nnls(each[:, :-1], each[:, -1])[0] for each in small]) / stretch
+        sizes[:, 1:] = np.log(np.maximum(sizes[:, 1:], LEAST * loss.min()))
+        return sizes
