@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
@@ -18,8 +17,8 @@ STEP = 2.0
 EXTENSIONS = 2
 """How often a sweep goes on beyond an edge that looks best."""
 NOISE = 0.015
-"""What the losses of bottom rungs differ by between seeds (`ideas/forecast_60_minutes.md`): a batch that gains less is
-no better than the planned one."""
+"""What the losses of bottom rungs differ by between seeds (`ideas/forecast_60_minutes.md`): a sweep cannot tell apart
+what loses less."""
 
 Field = Literal["lr_factor", "batch_factor"]
 Try = Callable[[Ladder], Mapping[Run, float]]
@@ -35,24 +34,35 @@ def sweep(recipe: Recipe, model: Decoder, flops: float) -> Ladder:
 def settle(recipe: Recipe, model: Decoder, flops: float, carry_out: Try, say: Callable[[str], None]) -> Recipe:
     """`recipe` with its learning rate, then its batch at that rate, as runs of `model` at compute `flops` like them.
 
-    Each goes on beyond an edge that looks best, and ends at the vertex of a parabola through log value and loss. The
-    batch comes second because the best batch at a wrong rate is a wrong batch: a rate twice too high asks for one
-    twice too large. The loss is flat in the batch, so the planned one stays unless another gains more than NOISE.
-    Raises UserError when every run of a sweep diverges.
+    Each goes on beyond an edge that looks best. Of the rates that the sweep cannot tell apart, by NOISE, the lowest is
+    taken: longer runs want lower ones (arXiv 2401.02954). The batch comes second because the best batch at a wrong rate
+    is a wrong batch; the planned one stays unless another gains more than NOISE, and then the vertex of a parabola
+    through log batch and loss is taken. Raises UserError when every run of a sweep diverges.
     """
-    rate, losses = _along("lr_factor", recipe, model, flops, carry_out, say)
-    at_best = replace(recipe, lr_factor=_least(losses))
-    batch, losses = _along("batch_factor", at_best, model, flops, carry_out, say)
-    planned = losses.get(recipe.batch_factor, math.inf)
-    if planned < (1 + NOISE) * min(losses.values()):
-        batch = recipe.batch_factor
-    return replace(recipe, lr_factor=round(rate, 4), batch_factor=round(batch, 4))
+    losses = _along("lr_factor", recipe, model, flops, carry_out, say)
+    settled = replace(recipe, lr_factor=round(min(_near_best(losses)), 4))
+    losses = _along("batch_factor", settled, model, flops, carry_out, say)
+    if recipe.batch_factor in _near_best(losses):
+        return settled
+    return replace(settled, batch_factor=round(_vertex(losses), 4))
+
+
+def _near_best(losses: Mapping[float, float]) -> list[float]:
+    return [value for value, loss in losses.items() if loss < (1 + NOISE) * min(losses.values())]
+
+
+def _vertex(losses: Mapping[float, float]) -> float:
+    values = np.array(sorted(losses))
+    best = _least(losses)
+    if len(values) < FEWEST or best in (values[0], values[-1]):
+        return best
+    return optimum(values, np.array([losses[value] for value in values]))
 
 
 def _along(
     field: Field, recipe: Recipe, model: Decoder, flops: float, carry_out: Try, say: Callable[[str], None]
-) -> tuple[float, dict[float, float]]:
-    """The vertex of `field`, and the loss of every value tried, as factors of DeepSeek's law."""
+) -> dict[float, float]:
+    """The loss of every value of `field` that was tried, as factors of DeepSeek's law."""
     centre = getattr(recipe, field)
     runs = {centre * factor: _run(_varied(recipe, field, factor), model, flops) for factor in (1 / STEP, 1.0, STEP)}
     for _ in range(EXTENSIONS):
@@ -64,15 +74,10 @@ def _along(
             break
         runs[beyond] = more
     losses = _losses(field, runs, carry_out)
-    best = _least(losses)
-    name = {"lr_factor": "learning rate", "batch_factor": "batch"}[field]
-    if best in (min(losses), max(losses)):
-        say(f"the sweep's best {name} is at its edge: it is taken as it is")
-        return best, losses
-    if len(losses) < FEWEST:
-        return best, losses
-    values = np.array(sorted(losses))
-    return optimum(values, np.array([losses[value] for value in values])), losses
+    if _least(losses) in (min(losses), max(losses)):
+        name = {"lr_factor": "learning rate", "batch_factor": "batch"}[field]
+        say(f"the sweep's best {name} is at its edge")
+    return losses
 
 
 def _least(losses: Mapping[float, float]) -> float:
