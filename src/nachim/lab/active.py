@@ -34,7 +34,7 @@ from nachim.train import checkpoint
 from nachim.train.schedule import stable_steps
 
 SPARE = 4
-"""Runs that the opening has beyond the coefficients of the smallest law: a law through all its points tells no noise."""
+"""Runs that the opening has beyond the coefficients of the smallest law: one through all its points tells no noise."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def left_over(offer: Ladder, names: Collection[str], lost: Collection[str] = ())
         for run in chain.runs:
             if name_of(run) in lost:
                 break
-            prefix = float(stable_steps(run.train) * run.train.batch_tokens * run.flops_per_token)
+            prefix = float(run.train.token_at(stable_steps(run.train)) * run.flops_per_token)
             if name_of(run) in names:
                 paid[str(number)] = max(paid.get(str(number), 0.0), prefix)
             else:
@@ -210,8 +210,8 @@ def reason(advice: Advice, number: int, among: int) -> str:
     """Why the run at place `number` of the plan was chosen, in one line."""
     pick = advice.picks[number]
     before = advice.picks[number - 1].percent if number else advice.percent
-    rank = "the most for its FLOP" if advice.order[0] == pick.index else "after those before it the most for its FLOP"
-    return f"brings the target from ±{before:.3g} % to ±{pick.percent:.3g} % for {pick.cost:.3g} FLOP, {rank} of {among} runs"
+    rank = f"place {advice.order.tolist().index(pick.index) + 1} of {among} by what it alone tells for its FLOP"
+    return f"brings the target from ±{before:.3g} % to ±{pick.percent:.3g} % for {pick.cost:.3g} FLOP; {rank}"
 
 
 def _add(study: Study, log: Log, runs: list[Run], why: list[str], percent: float | None, flops: float) -> None:

@@ -16,13 +16,16 @@ import types
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nachim.law.candidates import Candidates, read_candidates
+    from nachim.law.corpora import Corpora, corpora
     from nachim.law.coupled import Chinchilla, Coupled
-    from nachim.law.design import Advice, Candidates, Target, next_runs
+    from nachim.law.design import Advice, Target, next_runs
     from nachim.law.fit import Fit, fit
     from nachim.law.forms import Law, Scale
-    from nachim.law.isoflop import IsoFlop, isoflop
+    from nachim.law.isoflop import IsoFlop, akima, isoflop
     from nachim.law.laws import LAWS, law_named
     from nachim.law.observe import Observations, concat, read
+    from nachim.law.optima import Optima, optima
     from nachim.law.select import Regime, check_regime
     from nachim.law.study import Allocation, Study, study
     from nachim.law.transfer import Transfer, batch_opt, data_opt, lr_opt, model_opt
@@ -30,22 +33,26 @@ if TYPE_CHECKING:
 _HOME = {
     "Advice": "design",
     "Allocation": "study",
-    "Candidates": "design",
+    "Candidates": "candidates",
     "Chinchilla": "coupled",
+    "Corpora": "corpora",
     "Coupled": "coupled",
     "Fit": "fit",
     "IsoFlop": "isoflop",
     "LAWS": "laws",
     "Law": "forms",
     "Observations": "observe",
+    "Optima": "optima",
     "Regime": "select",
     "Scale": "forms",
     "Study": "study",
     "Target": "design",
     "Transfer": "transfer",
+    "akima": "isoflop",
     "batch_opt": "transfer",
     "check_regime": "select",
     "concat": "observe",
+    "corpora": "corpora",
     "data_opt": "transfer",
     "fit": "fit",
     "isoflop": "isoflop",
@@ -53,7 +60,9 @@ _HOME = {
     "lr_opt": "transfer",
     "model_opt": "transfer",
     "next_runs": "design",
+    "optima": "optima",
     "read": "observe",
+    "read_candidates": "candidates",
     "study": "study",
 }
 
@@ -63,19 +72,23 @@ __all__ = [
     "Allocation",
     "Candidates",
     "Chinchilla",
+    "Corpora",
     "Coupled",
     "Fit",
     "IsoFlop",
     "Law",
     "Observations",
+    "Optima",
     "Regime",
     "Scale",
     "Study",
     "Target",
     "Transfer",
+    "akima",
     "batch_opt",
     "check_regime",
     "concat",
+    "corpora",
     "data_opt",
     "fit",
     "isoflop",
@@ -83,7 +96,9 @@ __all__ = [
     "lr_opt",
     "model_opt",
     "next_runs",
+    "optima",
     "read",
+    "read_candidates",
     "study",
 ]
 

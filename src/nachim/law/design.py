@@ -11,7 +11,6 @@ taken (Leskovec et al. 2007, CELF, section 3.2), because the first alone may spe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nachim.law.belief import View, view
+from nachim.law.candidates import Candidates
 from nachim.law.forms import FLOPS_PER_UNIT, Array
 from nachim.spec.error import UserError
 
@@ -30,72 +30,23 @@ if TYPE_CHECKING:
 LEVEL = 0.9
 LEAST_GAIN = 0.02
 """A plan that narrows the interval by less than this share is no help."""
-NUDGE = 0.1
+LEAST_STEP = 1e-9
+"""Share of the variance left below which a run tells nothing: the arithmetic ends there."""
+LEAST_BEND = 1e-6
+"""Curvature of log loss in log x below which an optimum is no optimum (0.0001 % of loss a factor e from it)."""
+NUDGE = 0.02
 """Half the step, in log x, of the central differences that find an allocation's slope and curvature."""
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """Runs that could be made: scale `x` (in the study's scale), `tokens`, and `cost` of each made alone, all (m,).
-
-    Candidates of one `trunk` share a prefix: `shared` (m,) is the part of `cost` that another run of the trunk which
-    goes at least as far need not pay again (for WSD, the steps before the decay). `paid` maps trunks to how far they
-    have come already, in the same unit. Costs are FLOP, or anything else that adds up.
-    """
-
-    x: Array
-    tokens: Array
-    cost: Array
-    trunk: npt.NDArray[np.str_] | None = None
-    shared: Array | None = None
-    paid: dict[str, float] | None = None
-
-    def __post_init__(self) -> None:
-        names = [name for name in ("x", "tokens", "cost", "shared") if getattr(self, name) is not None]
-        for name in names:
-            column = np.asarray(getattr(self, name), dtype=np.float64).ravel()
-            object.__setattr__(self, name, column)
-            least = "not negative" if name == "shared" else "positive"
-            wrong = ~np.isfinite(column) | (column < 0 if name == "shared" else column <= 0)
-            if wrong.any():
-                row = int(np.argmax(wrong))
-                raise UserError(f"candidate {row + 1}: {name} is {column[row]:g}, and must be finite and {least}")
-        if self.trunk is not None:
-            object.__setattr__(self, "trunk", np.asarray(self.trunk, dtype=np.str_).ravel())
-        sizes = {
-            len(column) for column in (self.x, self.tokens, self.cost, self.trunk, self.shared) if column is not None
-        }
-        if sizes != {len(self.x)} or not len(self.x):
-            raise UserError(f"the candidates' columns hold {sorted(sizes)} rows: each needs the same, and at least one")
-        if self.shared is not None and (self.shared > self.cost).any():
-            raise UserError("a candidate shares more than it costs: `shared` is a part of `cost`")
-        if (self.shared is None) != (self.trunk is None):
-            raise UserError("candidates that share a prefix need both columns, `trunk` and `shared`")
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def charged(self, chosen: Iterable[int] = ()) -> Array:
-        """What each candidate costs once `chosen` are made: the part its trunk has come already is not paid again."""
-        if self.shared is None or self.trunk is None:
-            return self.cost
-        reached = dict(self.paid or {})
-        for pick in chosen:
-            name = str(self.trunk[pick])
-            reached[name] = max(reached.get(name, 0.0), float(self.shared[pick]))
-        there = np.array([reached.get(str(name), 0.0) for name in self.trunk])
-        return self.cost - np.minimum(self.shared, there)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be known: the `loss` of a model of scale `x` on `tokens`; or, at compute `flops`, the `loss` of the
-    best allocation, or that `allocation` itself (its log x)."""
+    """What is to be known: the `loss` of a model of scale `x` on `tokens`, or of several (then the mean of their
+    variances counts); or, at compute `flops`, the `loss` of the best allocation, or that `allocation` (its log x)."""
 
     what: Literal["loss", "allocation"] = "loss"
     flops: float | None = None
-    x: float | None = None
-    tokens: float | None = None
+    x: float | Array | None = None
+    tokens: float | Array | None = None
 
     def __post_init__(self) -> None:
         given = (self.flops is not None, self.x is not None, self.tokens is not None)
@@ -105,14 +56,17 @@ class Target:
             raise UserError("an allocation is known at a compute: give the target's `flops`")
         for name in ("flops", "x", "tokens"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UserError(f"the target's {name} is {value:g}: it must be a positive number")
+            if value is not None and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
+                raise UserError(f"the target's {name} is {value}: it must be a positive number")
+        if np.shape(self.x) != np.shape(self.tokens):
+            raise UserError("the target's x and tokens are of different lengths: give one of each for every shape")
 
 
 @dataclass(frozen=True, eq=False)
 class Belief:
-    """The joint uncertainty of a target and m candidates: `variance` (m,), covariance `cross` (m,) with the target,
-    the target's own variance `open`, and the variance `noise` of one run; `views` are its parts."""
+    """The joint uncertainty of m candidates and T targets: `variance` (m,) of the candidates, their covariance `cross`
+    (T, m) with the targets, the targets' own mean variance `open`, and the variance `noise` of one run. `views` are its
+    parts, `offsets` (views, m) how far each lies from the mean of all."""
 
     views: tuple[View, ...]
     offsets: Array
@@ -123,14 +77,14 @@ class Belief:
 
     def column(self, pick: int) -> Array:
         """Covariance of candidate `pick` with every candidate, (m,)."""
-        m = len(self.variance)
-        inside = sum(each.share * each.covariance([pick])[0, :m] for each in self.views)
-        return np.asarray(inside + self.offsets[:, pick] @ (self.shares[:, None] * self.offsets[:, :m]))
+        shares = np.array([each.share for each in self.views])
+        inside = sum(each.share * each.covariance([pick])[0, : len(self.variance)] for each in self.views)
+        return np.asarray(inside + (shares * self.offsets[:, pick]) @ self.offsets)
 
     @property
-    def shares(self) -> Array:
-        """Weight of each view, summing to 1."""
-        return np.array([each.share for each in self.views])
+    def gain(self) -> Array:
+        """By how much each candidate alone lowers the mean variance of the targets, (m,)."""
+        return (self.cross**2).mean(axis=0) / (self.variance + self.noise)
 
 
 @dataclass(frozen=True)
@@ -170,63 +124,62 @@ def believe(reading: Study, runs: Candidates, target: Target) -> Belief:
 
     Where no rollout could weigh the laws, each counts the same: for a design, not to know is no reason for one.
     """
-    fits = list(reading.fits.values())
-    even = dict.fromkeys(reading.fits, 1 / len(fits))
-    shares = dict(reading.weights) if reading.errors else even
+    even = dict.fromkeys(reading.fits, 1 / len(reading.fits))
+    shares = reading.weights if reading.errors else even
     views, functionals = [], []
     for name, fit in reading.fits.items():
-        units = fit.sample.units
+        sample = fit.sample
         u, v, coefficients, mean = sought(fit, target)
         sites = (
-            np.concatenate([np.log(runs.x / units.x), u]),
-            np.concatenate([np.log(runs.tokens / units.tokens), v]),
+            np.concatenate([np.log(runs.x / sample.units.x), u]),
+            np.concatenate([np.log(runs.tokens / sample.units.tokens), v]),
         )
-        sample = fit.sample
         views.append(view(fit.law, fit.point, sample.inputs, sample.log_loss, sample.weight, sites, shares[name]))
         functionals.append((coefficients, mean))
     return mixed(tuple(views), functionals, len(runs))
 
 
-def mixed(views: tuple[View, ...], functionals: list[tuple[Array, float | None]], m: int) -> Belief:
-    """The mixture of `views`, whose first `m` sites are candidates; the target is the sum of each view's last sites
-    times its coefficients, and its mean that sum too unless it is given."""
+def mixed(views: tuple[View, ...], functionals: list[tuple[Array, Array | None]], m: int) -> Belief:
+    """The mixture of `views`, whose first `m` sites are candidates; the targets are the last sites of each, times its
+    coefficients (T, k), and their means (T,) what that gives unless they are given."""
     shares = np.array([each.share for each in views])
-    variance, cross, open_, means, goals = np.zeros(m), np.zeros(m), 0.0, [], []
+    variance, cross, left, means, goals = np.zeros(m), 0.0, 0.0, [], []
     for each, (coefficients, mean) in zip(views, functionals, strict=True):
-        last = np.arange(m, m + len(coefficients))
+        last = np.arange(m, m + coefficients.shape[1])
         rows = coefficients @ each.covariance(last)
         variance += each.share * each.variance[:m]
-        cross += each.share * rows[:m]
-        open_ += each.share * float(rows[last] @ coefficients)
+        cross = cross + each.share * rows[:, :m]
+        left += each.share * float((rows[:, last] * coefficients).sum(axis=1).mean())
         means.append(each.mean[:m])
-        goals.append(float(coefficients @ each.mean[last]) if mean is None else mean)
+        goals.append(coefficients @ each.mean[last] if mean is None else mean)
     offsets = np.array(means) - shares @ np.array(means)
     goal = np.array(goals) - shares @ np.array(goals)
-    variance += shares @ offsets**2
-    cross += (shares * goal) @ offsets
+    variance = np.maximum(variance + shares @ offsets**2, 0.0)
+    cross = cross + (shares[:, None] * goal).T @ offsets
     noise = float(shares @ np.array([each.noise**2 for each in views]))
-    return Belief(views, offsets, variance, cross, open_ + float(shares @ goal**2), noise)
+    return Belief(views, offsets, variance, np.asarray(cross), left + float(shares @ (goal**2).mean(axis=1)), noise)
 
 
-def sought(fit: Fit, target: Target) -> tuple[Array, Array, Array, float | None]:
-    """Sites (log x, log D, each (k,), normalised) and coefficients (k,) whose sum is the target, and its mean if other.
+def sought(fit: Fit, target: Target) -> tuple[Array, Array, Array, Array | None]:
+    """Sites (log x and log D, each (k,), normalised) and coefficients (T, k) whose products are the targets; and their
+    means (T,) where those are other.
 
-    For an allocation, the minimum of log loss h along log x at fixed compute moves by -h'/h'' when h changes: a
+    For an allocation, the minimum of log loss h along log x at fixed compute moves by -dh'/h'' when h changes by dh: a
     central difference over two sites, whatever the law.
     """
     units = fit.sample.units
     if target.flops is None:
-        u, v = math.log(target.x / units.x), math.log(target.tokens / units.tokens)
-        return np.array([u]), np.array([v]), np.ones(1), None
-    x, _ = fit.allocation(target.flops)
+        u, v = np.log(np.atleast_1d(target.x) / units.x), np.log(np.atleast_1d(target.tokens) / units.tokens)
+        return u, v, np.eye(len(u)), None
+    x = float(fit.allocation(target.flops)[0])
     total = math.log(target.flops / FLOPS_PER_UNIT[fit.scale] / units.x / units.tokens)
-    u = math.log(float(x) / units.x) + (np.zeros(1) if target.what == "loss" else NUDGE * np.array([-1.0, 1.0]))
+    best = np.array([math.log(x / units.x)])
     if target.what == "loss":
-        return u, total - u, np.ones(1), None
-    three = np.array([u[0], u.mean(), u[1]])
+        return best, total - best, np.eye(1), None
+    three = best + NUDGE * np.array([-1.0, 0.0, 1.0])
     h = fit.law.value(fit.point, three, total - three)
-    bend = max(float(h[0] - 2 * h[1] + h[2]) / NUDGE**2, 1e-9)
-    return u, total - u, np.array([1.0, -1.0]) / (2 * NUDGE * bend), math.log(float(x))
+    bend = max(float(h[0] - 2 * h[1] + h[2]) / NUDGE**2, LEAST_BEND)
+    return three, total - three, np.array([[1.0, 0.0, -1.0]]) / (2 * NUDGE * bend), np.array([math.log(x)])
 
 
 def next_runs(
@@ -243,7 +196,7 @@ def next_runs(
             raise UserError(f"{name} is {value:g}: it must be a positive number")
     belief = believe(reading, runs, target)
     ruler = ruler_of(belief, target, reading.factor)
-    first = belief.cross**2 / (belief.variance + belief.noise)
+    first = belief.gain
     rate = first / runs.charged()
     goal = ruler.variance(within) if within is not None else -1.0
     plan = best_plan(belief, runs, goal, budget)
@@ -306,26 +259,26 @@ def greedy(belief: Belief, runs: Candidates, goal: float, budget: float, by_cost
     kept as its factors: O(m·(n + picks)) a pick.
     """
     variance, cross, left = belief.variance.copy(), belief.cross.copy(), belief.open
-    known: list[Array] = []
-    chosen: list[int] = []
+    known = np.empty((0, len(runs)))
     steps: list[Step] = []
+    chosen: list[int] = []
     spent = 0.0
     while left > goal and len(chosen) < len(runs):
         cost = np.maximum(runs.charged(chosen), 1e-300)
-        gain = cross**2 / (variance + belief.noise)
+        gain = (cross**2).mean(axis=0) / (variance + belief.noise)
         gain[chosen] = 0.0
         gain[cost > (budget - spent) * (1 + 1e-9)] = 0.0
         pick = int(np.argmax(gain / cost if by_cost else gain))
-        if gain[pick] <= 1e-9 * belief.open:
+        if gain[pick] <= LEAST_STEP * left:
             break
         scale = math.sqrt(variance[pick] + belief.noise)
-        column = (belief.column(pick) - sum(each * each[pick] for each in known)) / scale
-        share = cross[pick] / scale
+        column = (belief.column(pick) - known[:, pick] @ known) / scale
+        share = cross[:, pick] / scale
         variance = np.maximum(variance - column**2, 0.0)
-        cross, left = cross - share * column, max(left - share**2, 0.0)
-        known.append(column)
+        cross, left = cross - share[:, None] * column, max(left - float((share**2).mean()), 0.0)
+        known = np.vstack([known, column])
         chosen.append(pick)
-        spent += cost[pick]
+        spent += float(cost[pick])
         steps.append((pick, float(cost[pick]), left))
     return steps
 
