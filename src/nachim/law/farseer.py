@@ -13,6 +13,8 @@ from nachim.law.forms import Array, Expansion, Law, Sample, Theta, Units, best_s
 PIVOT = float(np.log(1e10))
 """Log of the tokens at which a point states the data term: amid those of most runs, so that it and the exponent trade
 little. The law changes with the unit of tokens, which is why they are not divided by their mean."""
+STEEPEST = 300.0
+"""Largest log of the data exponent, so that a step too far overflows nothing: no fit comes near."""
 BENDS = (-0.15, 0.15)
 EXPONENTS = (0.1, 0.2, 0.35, 0.5)
 FLOORS = (0.5, 0.75, 0.9)
@@ -85,7 +87,7 @@ def _parts(z: Array, log_x: Array, log_tokens: Array) -> tuple[Array, Array, tup
     (by_w, in_w), (by_v, in_v), (by_u, in_u) = (_bend(log_x, each) for each in (w, v, u))
     # the law's own data term is stated at one token; `there` carries it to PIVOT, with the exponent's level and tilt
     there = np.exp(near) * PIVOT
-    fall = np.exp(near + turn * by_u) * log_tokens
+    fall = np.exp(np.minimum(near + turn * by_u, STEEPEST)) * log_tokens
     data = level + lean * by_v + there * (1 + turn * by_v) - fall
     of_power = there * (1 + turn * by_v) - fall, there * by_v - fall * by_u, -fall * turn * in_u
     slopes = (np.ones_like(by_w), by_w, tilt * in_w, np.ones_like(by_v), by_v, (lean + there * turn) * in_v, *of_power)
