@@ -9,7 +9,6 @@ as the optimum designs of a law that is exactly right do; with it a second run a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,17 +49,11 @@ class View:
     noise: float
     share: float
 
-    def covariance(self, rows: Sequence[int] | Array) -> Array:
-        """Covariance of the sites `rows` with all, (len(rows), m)."""
-        rows = np.asarray(rows, dtype=np.intp)
-        here = tuple(column[rows] for column in self.inputs)
-        prior = self.misfit**2 * alike(here, self.inputs)
-        return prior - self.past[:, rows].T @ self.past + self.slopes[:, rows].T @ self.slopes
-
     @property
-    def variance(self) -> Array:
-        """Variance of the sites, (m,)."""
-        return self.misfit**2 - (self.past**2).sum(axis=0) + (self.slopes**2).sum(axis=0)
+    def covariance(self) -> Array:
+        """Covariance of the sites, (m, m)."""
+        prior = self.misfit**2 * alike(self.inputs, self.inputs)
+        return prior - self.past.T @ self.past + self.slopes.T @ self.slopes
 
 
 def alike(one: tuple[Array, ...], other: tuple[Array, ...]) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from nachim.law.forms import FLOPS_PER_UNIT, Array, Scale
 from nachim.law.observe import cells, numbers
 from nachim.spec.error import UserError, nearest
+
+MOST = 5000
+"""Candidates of one choice: their covariance is held whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,22 +52,26 @@ class Candidates:
             raise UserError(f"the candidates' columns hold {sorted(sizes)} rows: each needs the same, and at least one")
         if self.shared is not None and (self.shared > self.cost).any():
             raise UserError("a candidate shares more than it costs: `shared` is a part of `cost`")
+        if len(self.x) > MOST:
+            raise UserError(
+                f"{len(self.x):,} candidates are too many to weigh against each other: offer {MOST:,} at most"
+            )
         if (self.shared is None) != (self.trunk is None):
             raise UserError("candidates that share a prefix need both columns, `trunk` and `shared`")
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def charged(self, chosen: Iterable[int] = ()) -> Array:
+    def charged(self, chosen: Sequence[int] = ()) -> Array:
         """What each candidate costs once `chosen` are made: the part its trunk has come already is not paid again."""
         if self.shared is None or self.trunk is None:
             return self.cost
-        reached = dict(self.paid or {})
-        for pick in chosen:
-            name = str(self.trunk[pick])
-            reached[name] = max(reached.get(name, 0.0), float(self.shared[pick]))
-        there = np.array([reached.get(str(name), 0.0) for name in self.trunk])
-        return self.cost - np.minimum(self.shared, there)
+        names, trunk = np.unique(self.trunk, return_inverse=True)
+        paid = self.paid or {}
+        reached = np.array([paid.get(str(name), 0.0) for name in names])
+        picks = np.asarray(chosen, dtype=np.intp)
+        np.maximum.at(reached, trunk[picks], self.shared[picks])
+        return self.cost - np.minimum(self.shared, reached[trunk])
 
 
 def read_candidates(path: Path | str, scale: Scale) -> Candidates:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,11 +23,12 @@ UNFIXED, SHAKY = 1e8, 1e4
 @dataclass(frozen=True)
 class Basin:
     """A minimum: its `objective`, how many `starts` ended there, and how far `apart` its losses at the fitted runs are
-    from the best fit's, at most, in percent (0 for the best)."""
+    from the best fit's, at most, in percent (0 for the best); `point` (size,) is where, in the law's coordinates."""
 
     objective: float
     starts: int
     apart: float
+    point: Array = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,15 @@ class Certificate:
 
     def line(self) -> str:
         """The certificate in one line."""
-        basins = (
-            f"{len(self.basins)} minima, {len(self.rivals)} of them" if len(self.basins) > 1 else "one minimum, none"
+        minima = (
+            "one minimum"
+            if len(self.basins) == 1
+            else f"{len(self.basins)} minima, the second "
+            + (f"{self.basins[1].objective:.8g} and up to {self.basins[1].apart:.2g} % away at a run")
         )
         return (
-            f"certificate: {self.loss} objective {self.objective:.8g}, gradient {self.gradient:.1e}, condition "
-            f"{self.condition:.1e}; {self.at_best} of {self.starts} starts agree, {basins} within {RIVAL:.0%} of the best"
+            f"certificate: {self.loss} objective {self.objective:.8g}, gradient {self.gradient:.0e}, condition "
+            f"{self.condition:.0e}; {self.at_best} of {self.starts} starts agree; {minima}"
         )
 
     def doubts(self) -> list[str]:
@@ -120,7 +124,7 @@ def certify(law: Law, sample: Sample, point: Array, ends: Array, costs: Array, d
         condition=float(np.linalg.cond(jacobian)),
         weakest=_weakest(jacobian, law.coefficient_names),
         narrowest=(narrowest, span[narrowest]),
-        basins=_basins(losses, costs, settled, float(objective[0])),
+        basins=_basins(losses, costs, settled, float(objective[0]), together),
         starts=len(ends),
         unfinished=int((~settled).sum()),
         at_bound=tuple(n for n, at in zip(law.coefficient_names, pressed, strict=True) if at),
@@ -134,15 +138,16 @@ def _weakest(jacobian: Array, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name, part in zip(names, share, strict=True) if part >= 0.5 * share.max())
 
 
-def _basins(losses: Array, costs: Array, settled: Array, objective: float) -> tuple[Basin, ...]:
-    """Basins of the settled ends: `losses` (1 + starts, n) holds the fit's log losses first."""
+def _basins(losses: Array, costs: Array, settled: Array, objective: float, points: Array) -> tuple[Basin, ...]:
+    """Basins of the settled ends: `losses` (1 + starts, n) and `points` (1 + starts, size) hold the fit's first."""
     apart = np.abs(losses[1:, None] - losses[None, 1:]).max(axis=-1)
     from_best = np.abs(losses[1:] - losses[0]).max(axis=-1)
     best = (from_best <= SAME) | (costs <= objective * (1 + 1e-6) + 1e-20)
-    found = [Basin(objective, int(best.sum()), 0.0)]
+    found = [Basin(objective, int(best.sum()), 0.0, points[0])]
     left = [end for end in np.argsort(costs, kind="stable") if settled[end] and not best[end]]
     while left:
         here = [end for end in left if apart[left[0], end] <= SAME]
-        found.append(Basin(float(costs[left[0]]), len(here), float(100 * np.expm1(from_best[left[0]]))))
+        away = float(100 * np.expm1(from_best[left[0]]))
+        found.append(Basin(float(costs[left[0]]), len(here), away, points[1 + left[0]]))
         left = [end for end in left if end not in here]
     return tuple(found)

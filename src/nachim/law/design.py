@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import solve_triangular
 
 from nachim.law.belief import View, view
 from nachim.law.candidates import Candidates
@@ -32,6 +33,8 @@ LEAST_GAIN = 0.02
 """A plan that narrows the interval by less than this share is no help."""
 LEAST_STEP = 1e-9
 """Share of the variance left below which a run tells nothing: the arithmetic ends there."""
+RARE = 0.01
+"""Share of its law's weight below which a basin is left out."""
 LEAST_BEND = 1e-6
 """Curvature of log loss in log x below which an optimum is no optimum (0.0001 % of loss a factor e from it)."""
 NUDGE = 0.02
@@ -64,27 +67,30 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Belief:
-    """The joint uncertainty of m candidates and T targets: `variance` (m,) of the candidates, their covariance `cross`
-    (T, m) with the targets, the targets' own mean variance `open`, and the variance `noise` of one run. `views` are its
-    parts, `offsets` (views, m) how far each lies from the mean of all."""
+    """The joint uncertainty of m candidates and T targets: `covariance` (m, m) of the candidates, `cross` (T, m) of the
+    targets with them, the targets' own mean variance `open`, and the variance `noise` of one run."""
 
-    views: tuple[View, ...]
-    offsets: Array
-    variance: Array
+    covariance: Array
     cross: Array
     open: float
     noise: float
 
-    def column(self, pick: int) -> Array:
-        """Covariance of candidate `pick` with every candidate, (m,)."""
-        shares = np.array([each.share for each in self.views])
-        inside = sum(each.share * each.covariance([pick])[0, : len(self.variance)] for each in self.views)
-        return np.asarray(inside + (shares * self.offsets[:, pick]) @ self.offsets)
-
     @property
     def gain(self) -> Array:
         """By how much each candidate alone lowers the mean variance of the targets, (m,)."""
-        return (self.cross**2).mean(axis=0) / (self.variance + self.noise)
+        return np.asarray((self.cross**2).mean(axis=0) / (np.diag(self.covariance) + self.noise))
+
+    @property
+    def least(self) -> float:
+        """The mean variance of the targets once every candidate is made."""
+        lower = np.linalg.cholesky(self.covariance + (self.noise + self.jitter) * np.eye(len(self.covariance)))
+        told = solve_triangular(lower, self.cross.T, lower=True)
+        return max(self.open - float((told**2).sum(axis=0).mean()), 0.0)
+
+    @property
+    def jitter(self) -> float:
+        """What keeps the covariance positive in floating point: 1e-12 of its largest variance."""
+        return 1e-12 * float(np.diag(self.covariance).max())
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class Advice:
 
 
 def believe(reading: Study, runs: Candidates, target: Target) -> Belief:
-    """What `reading` leaves open about `target` and the candidates, over its laws by weight.
+    """What `reading` leaves open about `target` and the candidates, over its laws and their basins by weight.
 
     Where no rollout could weigh the laws, each counts the same: for a design, not to know is no reason for one.
     """
@@ -129,55 +135,68 @@ def believe(reading: Study, runs: Candidates, target: Target) -> Belief:
     views, functionals = [], []
     for name, fit in reading.fits.items():
         sample = fit.sample
-        u, v, coefficients, mean = sought(fit, target)
-        sites = (
-            np.concatenate([np.log(runs.x / sample.units.x), u]),
-            np.concatenate([np.log(runs.tokens / sample.units.tokens), v]),
-        )
-        views.append(view(fit.law, fit.point, sample.inputs, sample.log_loss, sample.weight, sites, shares[name]))
-        functionals.append((coefficients, mean))
+        for point, likely in basins(fit):
+            u, v, coefficients, mean = sought(fit, point, target)
+            sites = (
+                np.concatenate([np.log(runs.x / sample.units.x), u]),
+                np.concatenate([np.log(runs.tokens / sample.units.tokens), v]),
+            )
+            share = likely * shares[name]
+            views.append(view(fit.law, point, sample.inputs, sample.log_loss, sample.weight, sites, share))
+            functionals.append((coefficients, mean))
     return mixed(tuple(views), functionals, len(runs))
+
+
+def basins(fit: Fit) -> list[tuple[Array, float]]:
+    """The minima of `fit` (points), each with its weight, (S / S of the best)^(-n/2): the likelihood of residuals with
+    objective S, their scale profiled out. Those of less than RARE are left out."""
+    found = fit.certificate.basins
+    objective = np.array([basin.objective for basin in found])
+    ratio = np.maximum(objective, 1e-300) / max(float(objective[0]), 1e-300)
+    weight = np.exp(-0.5 * fit.n * np.log(ratio))
+    kept = weight / weight.sum() >= RARE
+    return [(found[i].point, float(weight[i] / weight[kept].sum())) for i in np.flatnonzero(kept)]
 
 
 def mixed(views: tuple[View, ...], functionals: list[tuple[Array, Array | None]], m: int) -> Belief:
     """The mixture of `views`, whose first `m` sites are candidates; the targets are the last sites of each, times its
     coefficients (T, k), and their means (T,) what that gives unless they are given."""
     shares = np.array([each.share for each in views])
-    variance, cross, left, means, goals = np.zeros(m), 0.0, 0.0, [], []
+    covariance, cross, left, means, goals = np.zeros((m, m)), 0.0, 0.0, [], []
     for each, (coefficients, mean) in zip(views, functionals, strict=True):
-        last = np.arange(m, m + coefficients.shape[1])
-        rows = coefficients @ each.covariance(last)
-        variance += each.share * each.variance[:m]
+        inside = each.covariance
+        rows = coefficients @ inside[m:]
+        covariance += each.share * inside[:m, :m]
         cross = cross + each.share * rows[:, :m]
-        left += each.share * float((rows[:, last] * coefficients).sum(axis=1).mean())
+        left += each.share * float((rows[:, m:] * coefficients).sum(axis=1).mean())
         means.append(each.mean[:m])
-        goals.append(coefficients @ each.mean[last] if mean is None else mean)
+        goals.append(coefficients @ each.mean[m:] if mean is None else mean)
     offsets = np.array(means) - shares @ np.array(means)
     goal = np.array(goals) - shares @ np.array(goals)
-    variance = np.maximum(variance + shares @ offsets**2, 0.0)
+    covariance += (shares[:, None] * offsets).T @ offsets
     cross = cross + (shares[:, None] * goal).T @ offsets
     noise = float(shares @ np.array([each.noise**2 for each in views]))
-    return Belief(views, offsets, variance, np.asarray(cross), left + float(shares @ (goal**2).mean(axis=1)), noise)
+    return Belief(covariance, np.asarray(cross), left + float(shares @ (goal**2).mean(axis=1)), noise)
 
 
-def sought(fit: Fit, target: Target) -> tuple[Array, Array, Array, Array | None]:
-    """Sites (log x and log D, each (k,), normalised) and coefficients (T, k) whose products are the targets; and their
-    means (T,) where those are other.
+def sought(fit: Fit, point: Array, target: Target) -> tuple[Array, Array, Array, Array | None]:
+    """Sites (log x and log D, each (k,), normalised) and coefficients (T, k) whose products are the targets, by the
+    law of `fit` at `point`; and their means (T,) where those are other.
 
     For an allocation, the minimum of log loss h along log x at fixed compute moves by -dh'/h'' when h changes by dh: a
     central difference over two sites, whatever the law.
     """
-    units = fit.sample.units
+    law, units = fit.law, fit.sample.units
     if target.flops is None:
         u, v = np.log(np.atleast_1d(target.x) / units.x), np.log(np.atleast_1d(target.tokens) / units.tokens)
         return u, v, np.eye(len(u)), None
-    x = float(fit.allocation(target.flops)[0])
+    x = float(law.allocation(law.coefficients(point, units), target.flops, fit.scale)[0])
     total = math.log(target.flops / FLOPS_PER_UNIT[fit.scale] / units.x / units.tokens)
     best = np.array([math.log(x / units.x)])
     if target.what == "loss":
         return best, total - best, np.eye(1), None
     three = best + NUDGE * np.array([-1.0, 0.0, 1.0])
-    h = fit.law.value(fit.point, three, total - three)
+    h = law.value(point, three, total - three)
     bend = max(float(h[0] - 2 * h[1] + h[2]) / NUDGE**2, LEAST_BEND)
     return three, total - three, np.array([[1.0, 0.0, -1.0]]) / (2 * NUDGE * bend), np.array([math.log(x)])
 
@@ -196,18 +215,13 @@ def next_runs(
             raise UserError(f"{name} is {value:g}: it must be a positive number")
     belief = believe(reading, runs, target)
     ruler = ruler_of(belief, target, reading.factor)
-    first = belief.gain
+    now, least, first = ruler.percent(belief.open), ruler.percent(belief.least), belief.gain
     rate = first / runs.charged()
-    goal = ruler.variance(within) if within is not None else -1.0
-    plan = best_plan(belief, runs, goal, budget)
+    enough = within if within is not None else least / (1 - LEAST_GAIN)
     picks, spent = [], 0.0
-    for index, cost, left in plan:
+    for index, cost, left in best_plan(belief, runs, ruler.variance(enough), budget, wanted=within is not None):
         spent += cost
         picks.append(Pick(index, cost, spent, ruler.percent(left)))
-    every = greedy(belief, runs, -1.0, math.inf, by_cost=True)
-    least = ruler.percent(every[-1][2] if every else belief.open)
-    now = ruler.percent(belief.open)
-    helps = bool(picks) and picks[-1].percent < (1 - LEAST_GAIN) * now
     advice = Advice(
         percent=now,
         alone=np.array([ruler.percent(left) for left in belief.open - first]),
@@ -216,7 +230,7 @@ def next_runs(
         picks=tuple(picks),
         least=least,
         floor=ruler.percent(0.0),
-        helps=helps,
+        helps=bool(picks) and least < (1 - LEAST_GAIN) * now,
         why="",
     )
     return replace(advice, why=said(advice, runs, within, budget))
@@ -253,13 +267,13 @@ Step = tuple[int, float, float]
 
 
 def greedy(belief: Belief, runs: Candidates, goal: float, budget: float, by_cost: bool) -> list[Step]:
-    """Candidates one after the other, each the one that lowers the target's variance most, per cost or outright.
+    """Candidates one after the other, each the one that lowers the targets' variance most, per cost or outright.
 
     Ends at the variance `goal`, at the `budget`, or when none helps. Each pick is a rank-one update of the covariance,
-    kept as its factors: O(m·(n + picks)) a pick.
+    kept as its factors: O(m·picks) a pick.
     """
-    variance, cross, left = belief.variance.copy(), belief.cross.copy(), belief.open
-    known = np.empty((0, len(runs)))
+    variance, cross, left = np.diag(belief.covariance).copy(), belief.cross.copy(), belief.open
+    factors = np.empty_like(belief.covariance)
     steps: list[Step] = []
     chosen: list[int] = []
     spent = 0.0
@@ -272,22 +286,23 @@ def greedy(belief: Belief, runs: Candidates, goal: float, budget: float, by_cost
         if gain[pick] <= LEAST_STEP * left:
             break
         scale = math.sqrt(variance[pick] + belief.noise)
-        column = (belief.column(pick) - known[:, pick] @ known) / scale
+        known = factors[: len(chosen)]
+        column = (belief.covariance[pick] - known[:, pick] @ known) / scale
         share = cross[:, pick] / scale
         variance = np.maximum(variance - column**2, 0.0)
         cross, left = cross - share[:, None] * column, max(left - float((share**2).mean()), 0.0)
-        known = np.vstack([known, column])
+        factors[len(chosen)] = column
         chosen.append(pick)
         spent += float(cost[pick])
         steps.append((pick, float(cost[pick]), left))
     return steps
 
 
-def best_plan(belief: Belief, runs: Candidates, goal: float, budget: float | None) -> list[Step]:
-    """The better of the plans by gain per cost and by gain alone, the cheapest informative runs of it first."""
-    plans = [greedy(belief, runs, goal, budget or math.inf, by_cost) for by_cost in (True, False)]
-    if budget is None and goal < 0:
-        return plans[0]
+def best_plan(belief: Belief, runs: Candidates, goal: float, budget: float | None, wanted: bool) -> list[Step]:
+    """The better of the plans by gain per cost and by gain alone: the cheaper of two that reach the `goal`, else the
+    one that comes nearer. Without a budget or a `wanted` goal there is nothing to trade, and cost decides alone."""
+    ways = (True, False) if wanted or budget is not None else (True,)
+    plans = [greedy(belief, runs, goal, budget or math.inf, by_cost) for by_cost in ways]
     reached = [bool(plan) and plan[-1][2] <= goal for plan in plans]
     if all(reached):
         return min(plans, key=lambda plan: sum(step[1] for step in plan))
@@ -306,8 +321,10 @@ def said(advice: Advice, runs: Candidates, within: float | None, budget: float |
             f"±{advice.floor:.3g} %); offer runs nearer to the target"
         )
     last = advice.picks[-1]
-    plan = f"{len(advice.picks)} runs that cost {last.spent:.3g} more"
+    count = f"{len(advice.picks)} run{'s' if len(advice.picks) > 1 else ''}"
     if within is not None and last.percent > within * (1 + 1e-9):
         short = f"the budget of {budget:.3g} buys ±{last.percent:.3g} %" if budget else every
         return f"±{within:g} % is out of reach: the target is known to ±{now:.3g} % now, and {short}"
-    return f"±{last.percent:.3g} % at the target costs {last.spent:.3g} more ({plan}); it is known to ±{now:.3g} % now"
+    return (
+        f"±{last.percent:.3g} % at the target costs {last.spent:.3g} more, in {count}; it is known to ±{now:.3g} % now"
+    )
