@@ -47,7 +47,7 @@ class Cells:
         """`values` (n, ...) less their weighted mean in each cell: what is left once every cell has its own level."""
         total = np.maximum(np.bincount(self.cell, weight), 1e-300)
         flat = values.reshape(len(values), -1)
-        means = np.stack([np.bincount(self.cell, weight * column) / total for column in flat.T], axis=1)
+        means = np.array([np.bincount(self.cell, weight * column) for column in flat.T]).T / total[:, None]
         return values - means[self.cell].reshape(values.shape)
 
 
@@ -172,7 +172,12 @@ def _linex(kappa: Array, p: Array) -> tuple[Array, Array, Array]:
     small = np.abs(w) < SERIES
     v = np.where(small, 1.0, w)
     grown = np.expm1(v)
-    curve = np.where(small, 1 / 2 + w / 6 + w**2 / 24 + w**3 / 120, (grown - v) / v**2)
-    by_p = np.where(small, 1 + w / 2 + w**2 / 6 + w**3 / 24 + w**4 / 120, grown / v)
-    by_kappa = np.where(small, 1 / 6 + w / 12 + w**2 / 40 + w**3 / 180, (v * grown - 2 * (grown - v)) / v**3)
-    return p**2 * curve, p * by_p, p**3 * by_kappa
+    by_p = grown / v
+    curve = (by_p - 1) / v
+    by_kappa = (by_p - 2 * curve) / v
+    w = w[small]
+    by_p[small] = 1 + w * (1 / 2 + w * (1 / 6 + w * (1 / 24 + w / 120)))
+    curve[small] = 1 / 2 + w * (1 / 6 + w * (1 / 24 + w / 120))
+    by_kappa[small] = 1 / 6 + w * (1 / 12 + w * (1 / 40 + w / 180))
+    square = p * p
+    return square * curve, p * by_p, square * p * by_kappa

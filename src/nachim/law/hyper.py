@@ -8,13 +8,13 @@ as wide as those laws are apart: what the runs do not determine stays as uncerta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 
-from nachim.law.bowl import Bowl, Prior, fit_bowl, refit_bowl
+from nachim.law.bowl import Bowl, Prior, fit_bowl, near_weight, refit_bowl
 from nachim.law.forms import Array
 from nachim.law.interval import quantiles
 from nachim.law.sweep import SPELT, Sweep
@@ -22,8 +22,8 @@ from nachim.law.transfer import Plane, Planes, optimum, published_exponents
 from nachim.spec.error import UserError
 
 DRAWS = 100
-CLOSE = 0.1
-"""Where a refit may stop, in units of -2 log posterior."""
+CLOSE, PRECISE = 0.1, 1e-2
+"""Where a refit of the bootstrap, and one that is read by itself, may stop, in units of -2 log posterior."""
 LEVEL_SD = 2.0
 LOG_CURVATURE = (np.log(0.01), 2.0)
 """A rate e times too high or low costs about 0.5 %: mean and standard deviation of the log of the bowl's a."""
@@ -33,6 +33,10 @@ LEARNT = 0.5
 """A power counts as determined by the runs where they narrow its prior to this share."""
 WIDEST = 12.0
 """Bands are looked for within this many units of log on either side."""
+SCALES = 3
+"""Fewest scales from which intervals are calibrated, each left out in turn."""
+ROLL_DRAWS = 30
+LEVEL, Z90 = 0.9, 1.6449
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,15 @@ class Band:
 @dataclass(frozen=True, eq=False)
 class Hyper:
     """Laws fitted to a sweep: `bowl` in the sweep's normalised logs, `noise` the standard deviation of log loss near
-    the optimum, `draws` (m, size) refits to reweighted cells and runs under shaken priors."""
+    the optimum, `draws` (m, size) refits to reweighted cells and runs under shaken priors, their centres `stretch` (k,)
+    times as far from the fit's as they came out; None where too few scales were swept to know it."""
 
     sweep: Sweep
     bowl: Bowl
     noise: float
     prior: Prior
     draws: Array
+    stretch: Array | None = None
 
     @property
     def laws(self) -> dict[str, Law]:
@@ -164,21 +170,64 @@ class Hyper:
         return float(best[place] + side * brentq(over, 0.0, WIDEST))
 
     def cost_of_following(self, x: float, tokens: float) -> tuple[float, float]:
-        """Mean and 95th percentile, in percent, of what the law's own advice costs if a refit is the truth."""
-        best = self.log_best(x, tokens) - self.sweep.middle[0]
-        design = self.sweep.design(x, tokens)
-        costs = np.array([Bowl(len(self.sweep.axes), point).excess(best, design)[0] for point in self.draws])
-        costs = 100 * np.expm1(costs)
+        """Mean and 95th percentile, in percent, of what the law's own advice costs if a refit has the optimum."""
+        best = self.log_best(x, tokens)[0]
+        refits = np.array([self.log_best(x, tokens, point)[0] for point in self.draws])
+        costs = self.regret(x, tokens, best + (best - refits))
         return float(costs.mean()), float(np.quantile(costs, 0.95))
 
 
 def hyper(sweep: Sweep, draws: int = DRAWS, seed: int = 0) -> Hyper:
     """Fit the laws of a sweep. Raises UserError when it holds one (x, D), or no second one with a sweep in it."""
     _check_cells(sweep)
-    prior, runs = prior_of(sweep), sweep.runs()
-    bowl, noise = fit_bowl(runs, prior)
-    rng = np.random.default_rng(seed)
-    return Hyper(sweep, bowl, noise, prior, _refits(sweep, prior, bowl, noise, draws, rng))
+    prior = prior_of(sweep)
+    bowl, noise = fit_bowl(sweep.runs(), prior)
+    refits = _refits(sweep, prior, bowl, noise, draws, np.random.default_rng(seed))
+    fitted = Hyper(sweep, bowl, noise, prior, refits)
+    stretch = _stretch(fitted, np.random.default_rng(seed))
+    if stretch is None:
+        return fitted
+    spread, size = fitted.draws.copy(), 3 * len(sweep.axes)
+    spread[:, :size] += np.repeat(stretch - 1, 3) * (spread[:, :size] - fitted.bowl.point[:size])
+    return replace(fitted, draws=spread, stretch=stretch)
+
+
+def _stretch(fitted: Hyper, rng: np.random.Generator) -> Array | None:
+    """How many times too narrow the refits spread, (k,), at least 1: each scale is left out in turn, and the optima
+    that its own runs ask for are held against the law of the others (conformal, as in arXiv 2107.07511 section 1)."""
+    sweep = fitted.sweep
+    scales = np.unique(sweep.cells[sweep.swept("lr"), 0])
+    if len(scales) < SCALES:
+        return None
+    found = []
+    for scale in scales:
+        ours = sweep.cells[:, 0] != scale
+        others = fit_without(fitted, ours)
+        refits = _refits(others.sweep, others.prior, others.bowl, others.noise, ROLL_DRAWS, rng)
+        for number in np.flatnonzero(~ours & sweep.swept("lr")):
+            at = sweep.cells[number]
+            best = np.array([others.log_best(*at, point)[0] for point in refits])
+            step, variance = _own_step(others, sweep, number)
+            found.append(np.abs(step) / np.sqrt(best.var(axis=0) + variance))
+    scores = np.array(found) / Z90
+    rank = min(1.0, np.ceil((len(scores) + 1) * LEVEL) / len(scores))
+    return np.asarray(np.maximum(1.0, np.quantile(scores, rank, axis=0, method="inverted_cdf")))
+
+
+def _own_step(law: Hyper, sweep: Sweep, number: int) -> tuple[Array, Array]:
+    """How far the optimum that the runs of one cell of `sweep` ask for lies from the law's, (k,), and its variance: one
+    Newton step of the bowl's centre, under a prior as weak as a level's."""
+    k, here = len(sweep.axes), sweep.cell == number
+    z = sweep.z[here] - law.sweep.middle[0]
+    q, slopes = law.bowl.slopes(z, law.sweep.design(sweep.x[here], sweep.tokens[here]))
+    slopes = slopes[:, : 3 * k].reshape(-1, k, 3)[:, :, 0]
+    weight = near_weight(sweep.excess[here])
+    share = weight / weight.sum()
+    residual = np.log(sweep.loss[here]) - q
+    residual, slopes = residual - share @ residual, slopes - share @ slopes
+    matrix = slopes.T @ (weight[:, None] * slopes) / law.noise**2 + np.eye(k) / LEVEL_SD**2
+    step = np.linalg.solve(matrix, slopes.T @ (weight * residual) / law.noise**2)
+    return step, np.linalg.inv(matrix).diagonal()
 
 
 def _refits(
@@ -200,8 +249,8 @@ def fit_without(fitted: Hyper, kept: npt.NDArray[np.bool_]) -> Hyper:
     """The same fit on the cells where `kept` (G,) is true, without draws."""
     sweep = fitted.sweep.only(kept)
     prior = prior_of(sweep)
-    bowl, noise = fit_bowl(sweep.runs(), prior)
-    return Hyper(sweep, bowl, noise, prior, np.empty((0, len(bowl.point))))
+    bowl = refit_bowl(sweep.runs(), prior, fitted.bowl, fitted.noise, PRECISE)
+    return Hyper(sweep, bowl, fitted.noise, prior, np.empty((0, len(bowl.point))))
 
 
 def prior_of(sweep: Sweep) -> Prior:

@@ -30,8 +30,9 @@ SEQUENCES = 100.0
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """Runs in cells of one (x, D). `x`, `tokens`, `loss` (n,); `z` (n, k) logs of what is tuned, `axes` its k names;
-    `cell` (n,) which of `cells` (G, 2), rows of (x, D), a run is of; `held` the tuned columns that do not vary within
-    a cell; `left_out` how many runs were not taken, by reason."""
+    `cell` (n,) which of `cells` (G, 2), rows of (x, D), a run is of; `middle` what is subtracted before a fit, mean
+    logs of what is tuned (k,) and of x and D (2,); `held` the tuned columns that do not vary within a cell; `left_out`
+    how many runs were not taken, by reason."""
 
     scale: Scale
     x: Array
@@ -41,6 +42,7 @@ class Sweep:
     axes: tuple[str, ...]
     cell: npt.NDArray[np.intp]
     cells: Array
+    middle: tuple[Array, Array]
     held: Mapping[str, Array]
     left_out: Mapping[str, int]
 
@@ -55,11 +57,6 @@ class Sweep:
     def excess(self) -> Array:
         """Log loss of each run over its cell's best, (n,)."""
         return np.asarray(np.log(self.loss) - self.best[self.cell])
-
-    @property
-    def middle(self) -> tuple[Array, Array]:
-        """What is subtracted before a fit: mean logs of what is tuned (k,), and of x and D (2,)."""
-        return self.z.mean(axis=0), np.array([np.log(self.x).mean(), np.log(self.tokens).mean()])
 
     def design(self, x: Array | float, tokens: Array | float) -> Array:
         """1, log x and log D, normalised, (n, 3)."""
@@ -105,6 +102,7 @@ class Sweep:
             axes=self.axes,
             cell=np.unique(self.cell[rows], return_inverse=True)[1],
             cells=self.cells[kept],
+            middle=self.middle,
             held={name: column[rows] for name, column in self.held.items()},
             left_out=self.left_out,
         )
@@ -135,15 +133,17 @@ def sweep_of(obs: Observations, scale: Scale | None = None, unfinished: int = 0)
     axes = tuple(name for name in TUNED if name in logs and _varies(logs[name], cell))
     if "lr" not in axes:
         raise UserError(_no_sweep(logs["lr"], cells, cell))
+    z = np.stack([logs[name] for name in axes], axis=1)
     return Sweep(
         scale=scale,
         x=obs.x(scale)[kept],
         tokens=obs.tokens[kept],
         loss=obs.loss[kept],
-        z=np.stack([logs[name] for name in axes], axis=1),
+        z=z,
         axes=axes,
         cell=cell,
         cells=cells,
+        middle=(z.mean(axis=0), np.log(np.stack([obs.x(scale), obs.tokens])[:, kept]).mean(axis=1)),
         held={name: np.exp(column) for name, column in logs.items() if name not in axes},
         left_out=left_out,
     )
