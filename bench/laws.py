@@ -36,15 +36,15 @@ def main() -> None:
             shown.add_row(name, str(len(fitted)), str(len(rest)), *cells)
     for what, of in (("median held out", np.nanmedian), ("worst held out", np.nanmax)):
         shown.add_row(what, "", "", *[f"{each:.2f}" for each in of(found, axis=0)])
-    Console(width=170).print(shown)
+    Console(width=190).print(shown)
 
 
 def best_of_sweep(obs: Observations) -> Observations:
-    """Of runs alike in scale, tokens and group, the best: the others say what a poor setting costs."""
-    labels = obs.group if obs.group is not None else np.zeros(len(obs))
-    unique = obs.extra.get("unique_tokens", obs.tokens)
+    """Of runs alike in group and in all that a law reads, the best: the others say what a poor setting costs."""
+    read_by_laws = {name for law in ALL.values() for name in law.inputs} | {"params", "group"}
+    alike = [column for name, column in obs.columns().items() if name in read_by_laws - {"flops"}]
     best: dict[tuple[float, ...], int] = {}
-    for row, key in enumerate(zip(obs.params, obs.tokens, labels, unique, strict=True)):
+    for row, key in enumerate(zip(*alike, strict=True)):
         if key not in best or obs.loss[row] < obs.loss[best[key]]:
             best[key] = row
     return obs.subset(np.array(sorted(best.values())))
@@ -63,7 +63,10 @@ def marked(name: str, obs: Observations) -> dict[str, tuple[Observations, Observ
     """The split that a table makes itself; and once more without the fitted runs whose loss rose with more of anything,
     which no law here can follow, as arXiv 2305.16264 leaves them out."""
     fitted, rest = obs.subset(obs.group == "train"), obs.subset(obs.group == "test")
-    return {name: (fitted, rest), f"{name}, overfitted left out": (fitted.subset(~overfitted(fitted)), rest)}
+    found = {name: (fitted, rest)}
+    if "unique_tokens" in obs.extra:
+        found[f"{name}, overfitted left out"] = fitted.subset(~overfitted(fitted)), rest
+    return found
 
 
 def overfitted(obs: Observations) -> np.ndarray:
