@@ -274,7 +274,8 @@ def test_a_machine_chooses_its_faster_precision():
 
 
 def test_a_run_counts_what_it_costs():
-    assert RUN.train.steps == 100
+    assert dataclasses.replace(RUN.train, growth=None).steps == 100
+    assert RUN.train.token_at(RUN.train.steps) == 6400
     assert RUN.flops_per_token == MODEL.flops_per_token(16)
     assert RUN.flops == MODEL.flops_per_token(16) * 6400
     assert RUN.head_flops == 6 * 32 * 300 * 6400

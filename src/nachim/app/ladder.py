@@ -47,11 +47,16 @@ def ladder(
         raise UserError("--within says when an active ladder stops: give --active with it")
     if active and len(ask.data) > 1:
         raise UserError("--active chooses the runs of one corpus: give one --data, or leave it out")
+    if len(ask.data) > 1:
+        return _climb_corpora(ask, dry_run, json)
+    return _climb_one(ask, dry_run, active, within, json)
+
+
+def _climb_one(ask: Ask, dry_run: bool, active: bool, within: float | None, json: bool) -> int:
+    """`nachim ladder` on one corpus."""
     from nachim.lab.active import climb
     from nachim.lab.size import describe
 
-    if len(ask.data) > 1:
-        return _climb_corpora(ask, dry_run, json)
     with TerminalView() as view:
         study = ask.study(view)
         study.claim()
