@@ -84,7 +84,9 @@ class Observations:
                 wrong, what = numbers < 0, "negative"
             if wrong.any():
                 row = int(np.argmax(wrong))
-                raise UserError(f"row {row + 1}, column {name!r}: {numbers[row]:g} is {what}")
+                raise UserError(
+                    f"row {row + 1}, column {name!r}: {numbers[row]:g} is {what}; correct it or leave the row out"
+                )
 
     def __len__(self) -> int:
         return len(self.tokens)
