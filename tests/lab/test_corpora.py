@@ -21,7 +21,7 @@ from nachim.lab.sweep import sweep
 from nachim.spec import Machine, UserError
 from nachim.spec.disk import write_text
 
-TOP = 2e8
+TOP = 1e9
 
 
 def tiny_study(root: Path, name: str, documents: int) -> study.Study:
@@ -45,7 +45,7 @@ def give_plan(asked: study.Study) -> None:
     write_text(asked.root / "pace.json", json.dumps(pace))
     shapes = tuple(shape(width, asked.question.data.tokenizer.vocab_size) for width in (32, 40))
     plan = size.Plan(
-        design="trunks",
+        design="isoflop",
         levels=tuple(ladder.budgets(TOP, count=2, span=4.0)),
         shapes=shapes,
         sweep=sweep(asked.recipe(), shapes[0], TOP / 4),
@@ -59,7 +59,7 @@ def give_plan(asked: study.Study) -> None:
 
 
 def test_corpora_climb_one_ladder(tmp_path, monkeypatch):
-    monkeypatch.setattr(ladder, "FEWEST_STEPS", 4)
+    monkeypatch.setattr(ladder, "FEWEST_STEPS", 16)
     monkeypatch.setattr(study, "BATCH_FACTOR", 0.02)
     large, small = (tiny_study(tmp_path, name, documents) for name, documents in (("large", 400), ("small", 300)))
     give_plan(small)

@@ -8,6 +8,8 @@ from nachim.law import Observations, Study
 from nachim.law.isoflop import Estimate, estimates
 from nachim.law.optima import optima
 
+MISFIT = 2.0
+"""A law that misses its runs by more than this many times their scatter within a budget is wrong near the optimum."""
 NAMES = {
     "parabola": "IsoFLOP parabolas",
     "akima": "IsoFLOP Akima splines",
@@ -48,13 +50,13 @@ def optima_lines(found: dict[str, Any]) -> list[str]:
     ]
     if found["x_inner"]:
         lines.append(
-            f"  in that set whatever the refit and law (95 % at either end): {scale} {_ends(found['x_inner'])}, "
+            f"  the set holds at least (in 90 % of refits and laws): {scale} {_ends(found['x_inner'])}, "
             f"tokens {_ends(found['tokens_inner'])}"
         )
     else:
-        lines.append("  in that set whatever the refit and law: none, the runs do not fix the optimum so well")
+        lines.append("  the set holds nothing for sure: the runs do not fix the optimum so well")
     lines.append(
-        f"  outside that set by every refit and law but 5 % at either end: beyond {scale} {_ends(found['x_outer'])}, "
+        f"  the set reaches at most (in 90 % of refits and laws): {scale} {_ends(found['x_outer'])}, "
         f"tokens {_ends(found['tokens_outer'])}"
     )
     return lines
@@ -72,11 +74,25 @@ def _estimate(one: Estimate) -> dict[str, Any]:
         "exponent": one.exponent,
         "interval90": one.interval90 and list(one.interval90),
         "budgets": one.budgets,
+        "noise_percent": 100 * one.noise,
         "at_edge": one.at_edge,
         "reason": one.reason,
         "bias": bias and {"exponent": bias.exponent, "x_percent": 100 * bias.x, "flops": bias.flops},
         "warning": f"{NAMES[one.method]} are biased here: {bias}" if bias and bias.matters else None,
     }
+
+
+def estimate_warnings(found: list[dict[str, Any]]) -> list[str]:
+    """Where an estimator is known to be biased, and where the law is no judge of that."""
+    told = [one["warning"] for one in found if one["warning"]]
+    by = {one["method"]: one for one in found}
+    law, runs = by["surface"]["noise_percent"], by["parabola"]["noise_percent"]
+    if by["parabola"]["exponent"] is not None and law > MISFIT * runs:
+        told.append(
+            f"near the best of each budget the law misses runs by {law:.1f} %, parabolas by {runs:.1f} %: "
+            f"trust the IsoFLOP exponents before the surface's, or leave out runs far from the best of their budget"
+        )
+    return told
 
 
 def estimate_lines(found: list[dict[str, Any]]) -> list[str]:

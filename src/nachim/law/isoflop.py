@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from nachim.law.fit import Fit
 from nachim.law.forms import FLOPS_PER_UNIT, Array, Scale
-from nachim.law.interval import quantiles
+from nachim.law.interval import noise_sd, quantiles
 from nachim.law.observe import Observations
 from nachim.law.select import budgets
 from nachim.spec.error import UserError
@@ -66,12 +67,16 @@ class Minimum:
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """x_opt(C) = coefficient · C^exponent through the minima, with the exponent's 90 % interval."""
+    """x_opt(C) = coefficient · C^exponent through the minima, with the exponent's 90 % interval.
+
+    `noise` is the scatter of the runs of one budget, in log loss: around the parabolas, or what splines were given.
+    """
 
     minima: tuple[Minimum, ...]
     coefficient: float
     exponent: float
     exponent_interval90: tuple[float, float]
+    noise: float
 
     def x_opt(self, flops: Array | float) -> Array:
         """Optimal scale at compute `flops`."""
@@ -112,10 +117,15 @@ class _Parabola(_Budget):
         at_edge = curve[0] <= 0 or place in (self.log_x.min(), self.log_x.max())
         return self.minimum(place, float(np.polyval(curve, place - self.log_x.mean())), bool(at_edge))
 
+    @property
+    def residuals(self) -> Array:
+        """Log loss less the parabola, (n,)."""
+        return self.log_loss - np.polyval(self.curve, self.log_x - self.log_x.mean())
+
     def redrawn(self, rng: np.random.Generator) -> float:
-        fitted = np.polyval(self.curve, self.log_x - self.log_x.mean())
-        slack = np.sqrt(len(fitted) / max(1, len(fitted) - 3))
-        drawn = fitted + slack * rng.choice(self.log_loss - fitted, len(fitted))
+        off = self.residuals
+        slack = np.sqrt(len(off) / max(1, len(off) - 3))
+        drawn = self.log_loss - off + slack * rng.choice(off, len(off))
         return self.log_minimum(np.polyfit(self.log_x - self.log_x.mean(), drawn, 2))
 
 
@@ -142,7 +152,9 @@ def isoflop(obs: Observations, scale: Scale, seed: int = 0, draws: int = 500) ->
     slope, level = np.polyfit(log_c, np.log([m.x for m in minima if not m.at_edge]), 1)
     rng = np.random.default_rng(seed)
     slopes = [np.polyfit(log_c, [p.redrawn(rng) for p in inside], 1)[0] for _ in range(draws)]
-    return IsoFlop(minima, float(np.exp(level)), float(slope), quantiles(np.array(slopes)))
+    off = np.concatenate([p.residuals for p in inside])
+    noise = noise_sd(off, 3 * len(inside))
+    return IsoFlop(minima, float(np.exp(level)), float(slope), quantiles(np.array(slopes)), noise)
 
 
 def akima(
@@ -175,7 +187,8 @@ def akima(
     count = min(len(places) for _, places, _ in inside)
     slopes, _ = _line(log_c, np.array([places[:count] for _, places, _ in inside]), weight)
     minima = tuple(minimum for minimum, _, _ in read)
-    return IsoFlop(minima, float(np.exp(level[0])), float(slope[0]), quantiles(slopes))
+    given = float(np.mean(noise / obs.loss))
+    return IsoFlop(minima, float(np.exp(level[0])), float(slope[0]), quantiles(slopes), given)
 
 
 def _by_budget(obs: Observations, scale: Scale, noise: Array | float = 0.0) -> list[_Budget]:
@@ -210,6 +223,14 @@ def _spline_minima(one: _Budget, rng: Normal, copies: int) -> tuple[Minimum, Arr
     least = LEAST_SPREAD * FINENESS * (grid[1] - grid[0])
     spread = max(float(np.std(places)), least) * copies / len(places) if len(places) else np.inf
     return one.minimum(place, float(np.interp(place, grid, plain)), bool(at_edge)), places, spread
+
+
+def _near_best(obs: Observations) -> npt.NDArray[np.bool_]:
+    """Which runs lie within NEAR of the best of their budget, (n,)."""
+    label, log_loss = budgets(obs.flops), np.log(obs.loss)
+    best = np.full(label.max() + 1, np.inf)
+    np.minimum.at(best, label, np.where(obs.weight > 0, log_loss, np.inf))
+    return log_loss < best[label] + NEAR
 
 
 def _line(log_c: Array, log_x: Array, weight: Array) -> tuple[Array, Array]:
@@ -289,7 +310,8 @@ def bias_of(method: Literal["parabola", "akima"], obs: Observations, fitted: Fit
 class Estimate:
     """One estimator's exponent of the optimal scale, with its 90 % interval and its bias on these runs, where it has
     one to compute. `budgets` shaped it, the minima of `at_edge` more lie outside their runs. `exponent` is None where
-    it reads nothing, and `reason` says why."""
+    it reads nothing, and `reason` says why. `noise` is the scatter of runs, in log loss, that it rests on; of the
+    surface, by how much it misses the runs that parabolas are drawn through."""
 
     method: Method
     exponent: float | None
@@ -297,30 +319,34 @@ class Estimate:
     budgets: int
     at_edge: int
     bias: Bias | None
+    noise: float
     reason: str | None = None
 
 
 def estimates(obs: Observations, reading: Study) -> Sequence[Estimate]:
     """The three estimators side by side: parabola, Akima spline, and the surface, which variable projection fits.
 
-    The surface has no such bias (arXiv 2603.22339 section 5): it is fitted where the runs lie, all budgets at once.
-    The spline's noise is the reading's, relative to each run's loss.
+    The surface has no such bias (arXiv 2603.22339 section 5), where its law is right. Splines are given the scatter of
+    runs around the parabolas of their budgets, or the law's own residuals where those are smaller.
     """
-    scale, found = reading.fit.scale, []
+    scale, found, noise = reading.fit.scale, [], reading.noise
     methods: tuple[Literal["parabola", "akima"], ...] = ("parabola", "akima")
     for method in methods:
         try:
             if method == "parabola":
                 read = isoflop(obs, scale, reading.seed)
             else:
-                read = akima(obs, scale, reading.noise * obs.loss, np.random.default_rng(reading.seed))
+                read = akima(obs, scale, noise * obs.loss, np.random.default_rng(reading.seed))
         except UserError as error:
-            found.append(Estimate(method, None, None, 0, 0, None, str(error)))
+            found.append(Estimate(method, None, None, 0, 0, None, noise, str(error)))
             continue
+        noise = min(noise, read.noise)
         inside = sum(not minimum.at_edge for minimum in read.minima)
         bias = bias_of(method, obs, reading.fit)
         outside = len(read.minima) - inside
-        found.append(Estimate(method, read.exponent, read.exponent_interval90, inside, outside, bias))
+        found.append(Estimate(method, read.exponent, read.exponent_interval90, inside, outside, bias, read.noise))
     counted = int(budgets(obs.flops).max()) + 1
     surface = reading.exponents["model"], reading.exponents_interval90["model"]
-    return (*found, Estimate("surface", *surface, counted, 0, None))
+    near = _near_best(obs) & (obs.weight > 0)
+    misfit = noise_sd(reading.fit.residuals[near], 0)
+    return (*found, Estimate("surface", *surface, counted, 0, None, misfit))
