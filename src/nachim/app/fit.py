@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from nachim.app.corpora import show_corpora, summarise_corpora
-from nachim.app.optima import estimate_lines, optima_lines, summarise_estimates, summarise_optima
+from nachim.app.optima import estimate_lines, estimate_warnings, optima_lines, summarise_estimates, summarise_optima
 from nachim.law import Observations, Study, read, study
 from nachim.law.interval import LARGEST_FACTOR
 
@@ -106,7 +106,7 @@ def summarise(reading: Study, runs: Observations, unseen: Observations | None) -
         "starts": {"tried": best.starts, "at_best": best.starts_at_best},
         "condition": best.condition,
         "seconds": best.seconds,
-        "warnings": _warnings(reading) + [one["warning"] for one in estimators if one["warning"]],
+        "warnings": _warnings(reading) + estimate_warnings(estimators),
     }
 
 
