@@ -187,8 +187,8 @@ def test_three_estimators_stand_side_by_side():
     assert "6 % off at 1e+21 FLOPs" in str(parabola.bias) or "7 % off at 1e+21 FLOPs" in str(parabola.bias)
     assert not spline.bias.matters
     assert surface.bias is None
-    assert (parabola.noise, surface.noise) == pytest.approx((1e-3, 1e-3), rel=0.3)
-    assert spline.noise <= parabola.noise
+    assert (spline.noise, surface.noise) == pytest.approx((1e-3, 1e-3), rel=0.3)
+    assert 1e-3 < parabola.noise < 2e-3, "the runs' own scatter, and what no parabola follows"
     assert surface.exponent == pytest.approx(0.25, abs=0.002)
     assert surface.interval90[1] - surface.interval90[0] < 0.01
     few = obs.subset(obs.flops > 5e19)
