@@ -19,7 +19,7 @@ def nachim(*words: str, after: str = "") -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_its_function(verb):
-    assert function_of(verb).__name__ == verb
+    assert function_of(verb).__name__.rstrip("_") == verb  # `next` is a builtin
 
 
 def test_a_verb_loads_only_itself():
