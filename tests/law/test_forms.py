@@ -5,7 +5,10 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from nachim.law import LAWS, Law, law_named
+from nachim.law.fit import sample_of
 from nachim.law.forms import Units
+from nachim.law.laws import ALL
+from nachim.law.observe import of
 from nachim.spec.error import UserError
 from tests.law.ladders import TRUTH
 
@@ -76,6 +79,40 @@ def test_the_outer_power_does_not_move_the_optimum():
     inner = {name: value for name, value in theta.items() if name != "k"}
     coupled = LAWS["coupled"].allocation(theta, 1e18, "params")
     assert np.allclose(coupled, LAWS["chinchilla"].allocation(inner, 1e18, "params"))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_slope_and_curvature_of_every_law_agree_with_finite_differences(name):
+    """At a start of the law for made-up runs: a law that is added to the library is checked here too."""
+    law, rng = ALL[name], np.random.default_rng(0)
+    given = {each: 10 ** rng.uniform(0.3, 2.5, 40) for each in law.inputs}
+    given |= {each: rng.uniform(0.02, 0.9, 40) for each in law.inputs if each.endswith("share")}
+    given |= {each: rng.uniform(2, 16, 40) for each in law.inputs if each.endswith("bits")}
+    given |= {"x": 1e6 * given["x"]} if "x" in given else {}
+    given |= {"tokens": 1e8 * given["tokens"]} if "tokens" in given else {}
+    given |= {"unique_tokens": given["tokens"] / rng.uniform(1, 20, 40)} if "unique_tokens" in given else {}
+    own = {"params": given.pop("x", np.ones(40)), "tokens": given.pop("tokens", np.ones(40))}
+    obs = of(own | given | {"loss": 3 * np.exp(0.2 * rng.standard_normal(40))})
+    sample = sample_of(obs, "params", law)
+    z = np.clip(law.starts(sample, sample.weight, 2)[0], law.low + 1e-3, law.high - 1e-3)
+    value, slope, curvature = law.expand(z, *sample.inputs)
+    assert np.isfinite(value).all() and np.isfinite(slope).all()
+    assert value == pytest.approx(law.value(z, *sample.inputs), rel=1e-12, abs=1e-14)
+    c, step = rng.standard_normal(40), 1e-6
+    for i, push in enumerate(step * np.eye(law.size)):
+        up, down = law.expand(z + push, *sample.inputs), law.expand(z - push, *sample.inputs)
+        near = 1e-6 * np.abs(slope[i]).max() + 1e-8
+        assert slope[i] == pytest.approx((up[0] - down[0]) / (2 * step), rel=1e-5, abs=near)
+        if curvature is not None:
+            bend = (up[1] - down[1]) @ c / (2 * step)
+            assert curvature(c)[i] == pytest.approx(bend, rel=1e-4, abs=1e-5 * np.abs(bend).max() + 1e-7)
+
+
+def test_a_law_says_which_input_it_lacks_or_does_not_read():
+    with pytest.raises(UserError, match="the chinchilla law also needs tokens"):
+        LAWS["chinchilla"].predict(TRUTH["chinchilla"], 1e9)
+    with pytest.raises(UserError, match="does not read 'token'; did you mean 'tokens'"):
+        LAWS["chinchilla"].predict(TRUTH["chinchilla"], 1e9, tokens=1e9, token=1e9)
 
 
 def test_an_unknown_law_names_the_nearest():

@@ -82,3 +82,30 @@ def test_columns_that_do_not_match():
         Observations(np.ones(2), np.ones(2), params=np.ones(2)).subset(np.array([False, False]))
     with pytest.raises(UserError, match="no observations"):
         concat([])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_other_columns_of_numbers_are_kept_and_text_is_not(tmp_path, suffix):
+    obs = Observations(np.ones(2), np.ones(2), params=np.ones(2), extra={"experts": np.array([1.0, np.nan])})
+    obs.write(tmp_path / f"runs.{suffix}")
+    back = read(tmp_path / f"runs.{suffix}")
+    assert back.extra.keys() == {"experts"}
+    assert np.array_equal(back.extra["experts"], [1, np.nan], equal_nan=True)
+    (tmp_path / "text.csv").write_text("tokens,loss,params,name,experts\n1,2,3,small,4\n1,2,3,large,\n")
+    assert read(tmp_path / "text.csv").extra.keys() == {"experts"}
+
+
+def test_a_column_that_a_law_reads_must_be_there_and_positive():
+    obs = Observations(np.ones(2), np.ones(2), params=np.ones(2), extra={"experts": np.array([1.0, np.nan])})
+    assert obs.column("x", "params") is obs.params
+    assert obs.column("tokens", "params") is obs.tokens
+    with pytest.raises(UserError, match="row 2, column 'experts': nan is not a positive number"):
+        obs.column("experts", "params")
+    with pytest.raises(UserError, match="needs a column 'expert'; did you mean 'experts'"):
+        obs.column("expert", "params")
+    assert concat([obs, obs]).extra["experts"].shape == (4,)
+
+
+def test_what_cannot_be_right_says_what_to_do():
+    with pytest.raises(UserError, match="-1 is not positive; correct it or leave the row out"):
+        Observations(np.ones(2), np.array([1.0, -1.0]), params=np.ones(2))

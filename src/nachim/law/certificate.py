@@ -16,8 +16,10 @@ STILL = 1e-8
 """An end is a minimum when a Newton step would lower the objective by less than this share of it."""
 RIVAL = 0.05
 """A basin whose objective is at most this share above the best one's is a rival of it."""
-UNFIXED, SHAKY = 1e8, 1e4
-"""Condition numbers from which the runs leave a direction open, and from which single coefficients mean little."""
+SHAKY = 1e4
+"""Condition number from which single coefficients mean little."""
+OPEN = 1.0
+"""A direction whose standard error exceeds this, a factor e in a size, is not determined."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,11 @@ class Certificate:
 
     `loss` is "huber" or "squared", on log residuals, Huber's linear beyond `delta`; `objective` its weighted *sum*.
     `gradient` is the norm of the objective's gradient in the law's normalised coordinates, less the part that presses
-    against a bound; `condition` the condition number of the residuals' Jacobian there, and `weakest` the coefficients
-    that its weakest direction moves. Of `starts`, `at_best` reached the best of `basins` (best first) and
-    `unfinished` had not settled. `at_bound` names coefficients pressed against a bound; `left_out` are the rows,
-    counted from 1, of weight 0. `narrowest` is the input that varies least, and its range as a factor.
+    against a bound; `condition` the condition number of the residuals' Jacobian there, `weakest` the coefficients that
+    its weakest direction moves, and `weakest_error` their joint standard error, in those coordinates. `basins` are the
+    minima found, best first, and `unfinished` counts those of the `starts` that had not settled. `at_bound` names
+    coefficients pressed against a bound; `left_out` are the rows, counted from 1, of weight 0. `narrowest` is the
+    input that varies least, and its range as a factor.
     """
 
     loss: str
@@ -49,6 +52,7 @@ class Certificate:
     gradient: float
     condition: float
     weakest: tuple[str, ...]
+    weakest_error: float
     narrowest: tuple[str, float]
     basins: tuple[Basin, ...]
     starts: int
@@ -85,10 +89,11 @@ class Certificate:
         name, factor = self.narrowest
         if self.at_bound:
             found.append(f"{', '.join(self.at_bound)} lies at the edge of its allowed range: these runs do not fix it")
-        if self.condition >= UNFIXED:
+        if self.weakest_error > OPEN:
             found.append(
-                f"the runs do not tell {' and '.join(self.weakest)} apart (condition {self.condition:.0e}): runs over "
-                f"a wider range of {name}, now {factor:.2g}x, would, or a law of fewer coefficients"
+                f"these runs do not determine {', '.join(self.weakest)} (known together within a factor of "
+                f"{np.exp(min(self.weakest_error, 99.0)):.1g}): runs over a wider range of {name}, now {factor:.2g}x, "
+                "would, or a law of fewer coefficients"
             )
         elif self.condition > SHAKY:
             found.append(f"condition number {self.condition:.0e}: trust predictions, not single coefficients")
@@ -113,6 +118,8 @@ def certify(law: Law, sample: Sample, point: Array, ends: Array, costs: Array, d
     gradient, gain, objective = stationarity(law, sample.inputs, target, weight, together, delta)
     settled = gain[1:] <= STILL * objective[1:] + 1e-24
     losses = law.value(together, *(column[use] for column in sample.inputs))
+    residual = np.sqrt(sample.weight[use]) * (sample.log_loss[use] - losses[0])
+    noise = np.sqrt((residual**2).sum() / max(1, len(residual) - law.size))
     pressed = (point <= law.low + 1e-9) | (point >= law.high - 1e-9)
     span = {name: float(np.exp(np.ptp(column[use]))) for name, column in zip(sample.names, sample.inputs, strict=True)}
     narrowest = min(span, key=lambda name: span[name])
@@ -123,6 +130,7 @@ def certify(law: Law, sample: Sample, point: Array, ends: Array, costs: Array, d
         gradient=float(np.linalg.norm(gradient[0])),
         condition=float(np.linalg.cond(jacobian)),
         weakest=_weakest(jacobian, law.coefficient_names),
+        weakest_error=float(noise / max(np.linalg.svd(jacobian, compute_uv=False)[-1], 1e-300)),
         narrowest=(narrowest, span[narrowest]),
         basins=_basins(losses, costs, settled, float(objective[0]), together),
         starts=len(ends),

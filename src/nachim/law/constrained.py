@@ -40,6 +40,7 @@ class Constrained(Powers):
         bends = np.zeros((3, *z.shape, len(log_x)))
         seen, _, bends[1, ..., 5, :] = _worth(log_tokens - fresh, z[..., 5, None])
         called_for, slope = _called_for(z, fresh)
+        slope = np.where((called_for > log_x - FARTHEST)[..., None, :], slope, 0.0)
         called_for = np.maximum(called_for, log_x - FARTHEST)
         spare = np.maximum(log_x - called_for, 0.0)
         used, gain, bends[0, ..., 6, :] = _worth(spare, z[..., 6, None])

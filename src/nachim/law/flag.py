@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
+from scipy.special import stdtrit
 
 from nachim.law.fit import fit
 from nachim.law.forms import Array, Scale
@@ -31,8 +32,9 @@ SLACK = 0.0025
 FALSE_ALARMS = 0.05
 """Flags that normal noise would raise in a whole table, on average: the threshold grows with its rows."""
 NEIGHBOURS = 6
-MAD = 1 / NormalDist().inv_cdf(0.75)
-"""Median absolute deviation to standard deviation, for normal noise."""
+MAD, EFFICIENCY = 1 / NormalDist().inv_cdf(0.75), 0.37
+"""Median absolute deviation to standard deviation, for normal noise, and the share of its rows that a standard
+deviation would need to be as sure (Rousseeuw and Croux 1993, doi 10.1080/01621459.1993.10476408)."""
 DEARER = 10.0
 """A run has diverged when most runs of at most a tenth of its compute, none of them larger or longer, are better."""
 CONVENTIONS = {2.0: "2·N·D, the forward pass alone", 6.0: "6·N·D", 8.0: "8·N·D, activations computed twice"}
@@ -103,19 +105,20 @@ def _within(obs: Observations, scale: Scale, rows: Rows) -> Iterator[Flag]:
     log_x, log_tokens, log_loss = np.log(obs.x(scale)[rows]), np.log(obs.tokens[rows]), np.log(obs.loss[rows])
     fresh = ~_repeats(obs, rows)
     best = _best(log_x, log_tokens, log_loss)
-    residual = _residuals(obs, scale, rows, np.unique(best)) if fresh.all() else None
     # the noise of a table is that of its best run at each place: the others may be badly tuned
-    noise = SLACK if residual is None else _spread(residual[np.unique(best)])
-    limit = NormalDist().inv_cdf(1 - FALSE_ALARMS / (2 * len(rows)))
+    chosen = np.unique(best)
+    residual, size = _residuals(obs, scale, rows, chosen) if fresh.all() else (None, 0)
+    noise = SLACK if residual is None else _spread(residual[chosen], size)
+    limit = float(stdtrit(max(2.0, EFFICIENCY * (len(chosen) - size)), 1 - FALSE_ALARMS / (2 * len(rows))))
     slack = max(SLACK, limit * noise * np.sqrt(2))
     found: dict[int, Flag] = {}
     if _tuned_apart(obs, rows):
-        found |= _behind_the_best(rows, log_loss, best, slack)
+        found |= _behind_the_best(rows, log_loss, best, max(SLACK, 3 * noise))
     left = np.array([place for place in np.flatnonzero(fresh) if place not in found], dtype=np.intp)
     found |= _out_of_order(rows, left, _alike(obs, log_x, rows), log_tokens, log_loss, slack)
     left = np.array([place for place in left if place not in found], dtype=np.intp)
     if residual is not None:
-        found |= _outliers(rows, left, np.stack([log_x, log_tokens], axis=1), residual, limit)
+        found |= _outliers(rows, left, np.stack([log_x, log_tokens], axis=1), residual, size, limit)
     for place, flag in found.items():
         cheaper = (log_x <= log_x[place] + 0.01) & (log_tokens <= log_tokens[place] + 0.01)
         cheaper &= log_x + log_tokens <= log_x[place] + log_tokens[place] - np.log(DEARER)
@@ -139,8 +142,9 @@ def _best(log_x: Array, log_tokens: Array, log_loss: Array) -> Rows:
     return first[number]
 
 
-def _residuals(obs: Observations, scale: Scale, rows: Rows, best: Rows) -> Array | None:
-    """Log residuals (n,) of all `rows` from the richest general law that the best runs determine with room to spare."""
+def _residuals(obs: Observations, scale: Scale, rows: Rows, best: Rows) -> tuple[Array | None, int]:
+    """Log residuals (n,) of all `rows` from the richest general law that the best runs determine with room to spare,
+    and its number of coefficients."""
     kept = obs.subset(rows[best])
     for law in sorted(LAWS.values(), key=lambda each: -each.size):
         if len(best) < 2 * law.size:
@@ -150,13 +154,13 @@ def _residuals(obs: Observations, scale: Scale, rows: Rows, best: Rows) -> Array
         except UserError:
             continue
         predicted = found.predict(x=obs.x(scale)[rows], tokens=obs.tokens[rows])
-        return np.asarray(np.log(obs.loss[rows] / predicted))
-    return None
+        return np.asarray(np.log(obs.loss[rows] / predicted)), law.size
+    return None, 0
 
 
-def _spread(residual: Array) -> float:
-    """Robust standard deviation."""
-    return float(MAD * np.median(np.abs(residual - np.median(residual))))
+def _spread(residual: Array, size: int) -> float:
+    """Robust standard deviation; as many residuals as there are coefficients may be nil, and the least do not count."""
+    return float(MAD * np.median(np.sort(np.abs(residual - np.median(residual)))[size:]))
 
 
 def _tuned_apart(obs: Observations, rows: Rows) -> bool:
@@ -215,15 +219,15 @@ def _out_of_order(
     return found
 
 
-def _outliers(rows: Rows, left: Rows, where: Array, residual: Array, limit: float) -> dict[int, Flag]:
+def _outliers(rows: Rows, left: Rows, where: Array, residual: Array, size: int, limit: float) -> dict[int, Flag]:
     """Runs off the law that are also off their neighbours: a law that bends wrongly is off by as much nearby."""
-    if len(left) <= NEIGHBOURS:
+    if len(left) <= max(NEIGHBOURS, size):
         return {}
     off = residual[left] - np.median(residual[left])
     place = where[left] / np.maximum(where[left].std(axis=0), 1e-9)
     _, near = cKDTree(place).query(place, NEIGHBOURS + 1)
     apart = off - np.median(off[near[:, 1:]], axis=1)
-    least = max(SLACK, limit * _spread(off)), max(SLACK, limit * _spread(apart))
+    least = max(SLACK, limit * _spread(off, size)), max(SLACK, limit * _spread(apart, size))
     found = {}
     for number in np.flatnonzero((np.abs(off) > least[0]) & (np.abs(apart) > least[1]) & (off * apart > 0)):
         by = float(100 * np.expm1(off[number]))
