@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as jsonlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,9 +11,13 @@ import numpy as np
 import tyro
 
 from nachim.app.corpora import show_corpora, summarise_corpora
+from nachim.app.flags import flag_lines, summarise_flags
 from nachim.app.optima import estimate_lines, estimate_warnings, optima_lines, summarise_estimates, summarise_optima
 from nachim.law import Observations, Study, read, study
+from nachim.law.flag import find, without
 from nachim.law.interval import LARGEST_FACTOR
+from nachim.law.laws import ALL
+from nachim.spec.error import UserError
 
 MEANING = {
     "E": "loss that no scale removes (the entropy of text)",
@@ -27,11 +32,13 @@ MEANING = {
 def fit(
     obs: Annotated[Path, tyro.conf.Positional],
     holdout: Path | None = None,
-    law: Literal["auto", "chinchilla", "coupled"] = "auto",
+    law: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(("auto", *ALL)) + "}")] = "auto",
     scale: Literal["params", "flops_per_token"] | None = None,
     flops: float | None = None,
     within: float = 0.25,
     by: Literal["group"] | None = None,
+    bootstrap: int | None = None,
+    drop_flagged: bool = False,
     seed: int = 0,
     json: bool = False,
 ) -> int:
@@ -50,13 +57,17 @@ def fit(
         obs: Table of finished runs to fit.
         holdout: Table of other runs, not fitted, on which error and interval coverage are measured.
         law: chinchilla is E + A·x^-alpha + B·D^-beta; coupled is E + (A·x^-alpha + B·D^-beta)^k;
-            auto takes the one that forecasts better.
+            auto takes the one that forecasts better. The others, with their formulas and the columns that
+            they read, stand in docs/laws.md.
         scale: What x is; by default flops_per_token (M) where that column is present, else params (N).
         flops: Compute at which to show the optimum: not one model but all that are as good within a tolerance.
         within: That tolerance, in percent of the best loss.
         by: `--by group` takes the column `group` as the name of each run's corpus, fits the corpora jointly, tests
             whether their exponents differ, and shows how the optimum at --flops shifts (default: 10 times the
             dearest run).
+        bootstrap: Number of refits that the intervals are drawn from; by default 200, fewer for very large tables.
+        drop_flagged: Leave out the rows that are flagged (duplicated, diverged, under-tuned, outliers). By default
+            they are shown and fitted: Huber's loss bounds their pull, and a law that is wrong flags good runs too.
         seed: Seed of the bootstrap.
         json: Print one JSON object instead of tables.
     """
@@ -71,8 +82,12 @@ def fit(
     unseen = read(holdout) if holdout else None
     if unseen is not None:
         unseen.x(scale or runs.scales[0])
-    reading = study(runs, law=law, scale=scale, seed=seed)
-    summary = summarise(reading, runs, unseen)
+    if bootstrap is not None and bootstrap < 20:
+        raise UserError(f"--bootstrap is {bootstrap}: a 90 % interval needs at least 20 refits, a steady one 200")
+    flags = find(runs, scale)
+    runs = without(runs, flags) if drop_flagged else runs
+    reading = study(runs, law=law, scale=scale, seed=seed, draws=bootstrap)
+    summary = summarise(reading, runs, unseen) | summarise_flags(runs, flags, drop_flagged, unseen, flops)
     summary["optima"] = None if flops is None else summarise_optima(reading, flops, within)
     if json:
         print(jsonlib.dumps(summary))
@@ -105,6 +120,7 @@ def summarise(reading: Study, runs: Observations, unseen: Observations | None) -
         and {"flops": reading.regime.flops, "percent": reading.regime.percent, "reason": str(reading.regime)},
         "starts": {"tried": best.starts, "at_best": best.starts_at_best},
         "condition": best.condition,
+        "certificate": dataclasses.asdict(best.certificate) | {"line": best.certificate.line()},
         "seconds": best.seconds,
         "warnings": _warnings(reading) + estimate_warnings(estimators),
     }
@@ -152,13 +168,7 @@ def _warnings(reading: Study) -> list[str]:
         found.append("too few runs for a rollout: the law was not tested on dearer runs, nor its intervals calibrated")
     if reading.factor >= LARGEST_FACTOR:
         found.append(f"the rollouts asked for intervals more than {LARGEST_FACTOR:g} times as wide: expect misses")
-    if best.at_bound:
-        found.append(f"{', '.join(best.at_bound)} lies at the edge of its allowed range: these runs do not fix it")
-    if best.condition > 1e4:
-        found.append(f"condition number {best.condition:.0e}: trust predictions, not single coefficients")
-    if best.starts_at_best < 2:
-        found.append(f"only one of {best.starts} starts reached the best fit: there may be a better one")
-    return found
+    return found + best.certificate.doubts()
 
 
 def _show(summary: dict[str, Any]) -> None:
@@ -189,8 +199,8 @@ def _show(summary: dict[str, Any]) -> None:
 def _lines(summary: dict[str, Any]) -> list[str]:
     train, held = summary["train"], summary["holdout"]
     lines = [
-        f"fitted: {train['n']} runs, mean error {train['mape']:.2f} %, {summary['seconds']:.2f} s, "
-        f"{summary['starts']['at_best']} of {summary['starts']['tried']} starts agree"
+        f"fitted: {train['n']} runs, mean error {train['mape']:.2f} %, {summary['seconds']:.2f} s",
+        summary["certificate"]["line"],
     ]
     for name, error in summary["rollout_error"].items():
         lines.append(f"rollouts (cheap runs forecast dearer ones): {name} misses by {error:.2f} % on average")
@@ -202,4 +212,4 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     lines += estimate_lines(summary["isoflop"]["estimators"])
     if summary.get("optima"):
         lines += optima_lines(summary["optima"])
-    return lines + [f"warning: {text}" for text in summary["warnings"]]
+    return lines + [f"warning: {text}" for text in summary["warnings"]] + flag_lines(summary)

@@ -124,13 +124,14 @@ def study(
     scale: Scale | None = None,
     seed: int = 0,
     noise: float | None = None,
-    draws: int = DRAWS,
+    draws: int | None = None,
 ) -> Study:
     """Read a table of runs: choose a law ("auto": least rollout error) or take the named one, and fit it.
 
     `scale` defaults to `flops_per_token` where that column is present, else `params`. `noise` is the standard
     deviation of log loss between equal runs with other seeds, where it was measured; the residuals' own
-    is used when larger. Raises UserError when the runs determine no law, or not the one named.
+    is used when larger. `draws` is how many refits the intervals come from, by default 200 (fewer for very large
+    tables). Raises UserError when the runs determine no law, or not the one named.
     """
     scale = scale or obs.scales[0]
     sample = sample_of(obs, scale)
@@ -146,7 +147,7 @@ def study(
     weights = weights if law == "auto" else favoured(weights, law)
     reach = rollouts.bands(name, weights, noise, rng)
     fits = {each: fit(obs, one, scale) for each, one in laws.items()}
-    count = max(40, min(draws, WORK // len(obs)))
+    count = draws or max(40, min(DRAWS, WORK // len(obs)))
     refits = {
         each: bootstrap(laws[each], sample, one.point[None], sample.weight[None], count, rng)[0]
         for each, one in fits.items()
