@@ -12,7 +12,7 @@ import tyro
 
 from nachim.law import concat
 from nachim.law.hyper import SCALES, Hyper, Law, hyper
-from nachim.law.observe import read_finished
+from nachim.law.observe import Observations, read_finished
 from nachim.law.regret import Regret, comparison, leave_largest_out, leave_one_out
 from nachim.law.sweep import SPELT, sweep_of
 from nachim.law.transfer import PUBLISHED
@@ -46,8 +46,8 @@ def transfer(
 
     OBS is one or more CSV or parquet tables, one row a run, with the columns `params` (or `flops_per_token`), `tokens`,
     `lr`, `batch_tokens` (tokens, not sequences) and `loss`; `weight_decay` and `warmup` (in tokens) are fitted too
-    where they vary. A study's folder stands for its sweep.csv. At two or more (scale, tokens) the learning rate must
-    take three or more values; three scales and three token counts determine a law.
+    where they vary. A study's folder stands for the runs of its sweep. At two or more (scale, tokens) the learning
+    rate must take three or more values; three scales and three token counts determine a law.
 
     All runs shape one bowl whose bottom moves by power laws; the published laws are priors for its powers. Regret is
     what following a law costs on the runs themselves: the loss of the run nearest to its advice, over the best one.
@@ -71,7 +71,7 @@ def transfer(
         raise UserError(f"--within is {within:g}; it is a percentage of loss above 0")
     if at is not None and not all(np.isfinite(each) and each > 0 for each in at):
         raise UserError("--at takes a positive model scale and a positive number of tokens")
-    tables = [read_finished(path / "sweep.csv" if path.is_dir() else path) for path in obs]
+    tables = [swept(path) if path.is_dir() else read_finished(path) for path in obs]
     sweep = sweep_of(concat([table for table, _ in tables]), scale, unfinished=sum(lost for _, lost in tables))
     with Console(stderr=True).status(f"fitting {len(sweep.loss)} runs of {len(sweep.cells)} sweeps"):
         fitted = hyper(sweep, seed=seed)
@@ -87,6 +87,19 @@ def transfer(
         if out:
             print(out)
     return 0
+
+
+def swept(study: Path) -> tuple[Observations, int]:
+    """The finished runs of the sweep in a study's folder, and how many diverged. Raises UserError when it has none."""
+    folders = sorted(each.parent for each in (study / "sweep").glob("*/result.json"))
+    if not folders:
+        raise UserError(f"{study} holds no finished run of a sweep: give a study's folder, or a table of runs")
+    from nachim.lab.store import table_of
+    from nachim.lab.work import result_of
+    from nachim.spec import Run
+
+    lost = len(list((study / "sweep").glob("*/diverged.json")))
+    return table_of([(Run.load(folder / "run.json"), result_of(folder)) for folder in folders]), lost
 
 
 def _dearest(fitted: Hyper) -> tuple[float, float]:

@@ -31,7 +31,7 @@ GRID, PANELS = 90, 6
 def write_page(path: Path, fitted: Hyper, summary: dict[str, Any]) -> None:
     """Write the page of `fitted` to `path`, atomically."""
     at = summary["at"]
-    where = f"{short(at[summary['scale']])}{'parameters' if summary['scale'] == 'params' else 'FLOP/token'}"
+    where = f"{short(at[summary['scale']])} {'parameters' if summary['scale'] == 'params' else 'FLOP/token'}"
     both = "batch_tokens" in fitted.sweep.axes
     main = contours(fitted, (at[summary["scale"]], at["tokens"])) if both else curve(fitted, summary)
     page = document(
@@ -41,7 +41,7 @@ def write_page(path: Path, fitted: Hyper, summary: dict[str, Any]) -> None:
         element("div", _sentence(summary, where), kind=f"verdict {_kind(summary)}"),
         bullets("What to beware of", [f"{text}." for text in summary["warnings"]], "gaps"),
         cards(_cards(summary)),
-        figure(f"Regret at {where}and {short(at['tokens'])}tokens", _html(main), _main_caption(both), ""),
+        figure(f"Regret at {where} and {short(at['tokens'])} tokens", _html(main), _main_caption(both), ""),
         *([figure("The sweeps", _html(sweeps(fitted)), SWEEPS_CAPTION, "")] if both else []),
         figure("How the optimum moves", _html(optima(fitted)), OPTIMA_CAPTION, ""),
         element("h2", "Numbers"),
@@ -258,7 +258,7 @@ def _kind(summary: dict[str, Any]) -> str:
 def _sentence(summary: dict[str, Any], where: str) -> str:
     at = summary["at"]
     said = [f"{SPELT[name]} {spelt(band['best'])}" for name, band in at["bands"].items()]
-    return f"At {where}and {short(at['tokens'])}tokens: {', '.join(said)}{' tokens' if len(said) > 1 else ''}."
+    return f"At {where} and {short(at['tokens'])} tokens: {', '.join(said)}{' tokens' if len(said) > 1 else ''}."
 
 
 def _cards(summary: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -33,6 +33,8 @@ LEARNT = 0.5
 """A power counts as determined by the runs where they narrow its prior to this share."""
 WIDEST = 12.0
 """Bands are looked for within this many units of log on either side."""
+DEAREST = 5.0
+"""Log of loss over its least at which regret is cut off: no run loses more."""
 SCALES = 3
 """Fewest scales from which intervals are calibrated, each left out in turn."""
 ROLL_DRAWS = 30
@@ -146,7 +148,8 @@ class Hyper:
     def regret(self, x: float, tokens: float, log_values: Array) -> Array:
         """What runs of `log_values` (n, k) cost at (x, D), in percent of the least loss, by the bowl."""
         design = np.repeat(self.sweep.design(x, tokens), len(log_values), axis=0)
-        return np.asarray(100 * np.expm1(self.bowl.excess(log_values - self.sweep.middle[0], design)))
+        excess = self.bowl.excess(log_values - self.sweep.middle[0], design)
+        return np.asarray(100 * np.expm1(np.minimum(excess, DEAREST)))
 
     def bands(self, x: float, tokens: float, percent: float = 0.25) -> dict[str, Band]:
         """The range of each tuned value that costs at most `percent`, and how certain its optimum is."""

@@ -142,7 +142,7 @@ def leave_one_out(fitted: Hyper) -> dict[str, Regret] | None:
 def leave_largest_out(fitted: Hyper) -> dict[str, Regret] | None:
     """Regret on the cells of the largest scale of laws fitted to the others; None where they hold too few sweeps."""
     sweep = fitted.sweep
-    kept = sweep.cells[:, 0] < sweep.cells[:, 0].max() * (1 - 1e-9)
+    kept = sweep.cells[:, 0] < sweep.cells[:, 0].max()
     if (sweep.swept("lr") & kept).sum() < 2:
         return None
     cells = np.flatnonzero(~kept & sweep.swept("lr"))

@@ -155,16 +155,17 @@ def _counts(column: Array) -> bool:
 
 
 def _cells(x: Array, tokens: Array) -> tuple[Array, npt.NDArray[np.intp]]:
-    """Rows of (x, D), geometric means over each cell, and which of them a run is of."""
+    """Rows of (x, D), geometric means over the runs of a scale and of a cell, and which row a run is of."""
     scale = _clusters(np.log(x))
     data = np.zeros(len(x), np.intp)
     for number in range(scale.max() + 1):
         data[scale == number] = _clusters(np.log(tokens[scale == number]))
     _, cell = np.unique(np.stack([scale, data], axis=1), axis=0, return_inverse=True)
     cell = cell.ravel()
-    count = np.bincount(cell)
-    means = [np.exp(np.bincount(cell, np.log(column)) / count) for column in (x, tokens)]
-    return np.stack(means, axis=1), cell
+    log_x = (np.bincount(scale, np.log(x)) / np.bincount(scale))[scale]
+    _, first = np.unique(cell, return_index=True)
+    log_tokens = np.bincount(cell, np.log(tokens)) / np.bincount(cell)
+    return np.exp(np.stack([log_x[first], log_tokens], axis=1)), cell
 
 
 def _clusters(logs: Array) -> npt.NDArray[np.intp]:
