@@ -181,13 +181,16 @@ class Hyper:
 
 
 def hyper(sweep: Sweep, draws: int = DRAWS, seed: int = 0) -> Hyper:
-    """Fit the laws of a sweep. Raises UserError when it holds one (x, D), or no second one with a sweep in it."""
+    """Fit the laws of a sweep; without `draws` they have no intervals.
+
+    Raises UserError when learning rates are swept at one (x, D) alone.
+    """
     _check_cells(sweep)
     prior = prior_of(sweep)
     bowl, noise = fit_bowl(sweep.runs(), prior)
     refits = _refits(sweep, prior, bowl, noise, draws, np.random.default_rng(seed))
     fitted = Hyper(sweep, bowl, noise, prior, refits)
-    stretch = _stretch(fitted, np.random.default_rng(seed))
+    stretch = _stretch(fitted, np.random.default_rng(seed)) if draws else None
     if stretch is None:
         return fitted
     spread, size = fitted.draws.copy(), 3 * len(sweep.axes)
