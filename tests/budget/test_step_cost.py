@@ -48,7 +48,7 @@ def test_the_flop_of_muon_are_those_that_torch_counts(width):
     model = build(spec, width)
     weights = dict(model.named_parameters())
     run = run_of(Job(model=spec, seq_len=128, batch_tokens=128, optimizer="muon", precision="fp32"))
-    optimizer = build_optimizer(run.train.optimizer, weights)
+    optimizer = build_optimizer(run.train.optimizer, weights, spec)
     for weight in weights.values():
         weight.grad = torch.ones_like(weight)
     with FlopCounterMode(display=False) as counter:
