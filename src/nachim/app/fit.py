@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json as jsonlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -120,7 +119,7 @@ def summarise(reading: Study, runs: Observations, unseen: Observations | None) -
         and {"flops": reading.regime.flops, "percent": reading.regime.percent, "reason": str(reading.regime)},
         "starts": {"tried": best.starts, "at_best": best.starts_at_best},
         "condition": best.condition,
-        "certificate": dataclasses.asdict(best.certificate) | {"line": best.certificate.line()},
+        "certificate": best.certificate.report(),
         "seconds": best.seconds,
         "warnings": _warnings(reading) + estimate_warnings(estimators),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -69,6 +70,12 @@ class Certificate:
     def rivals(self) -> tuple[Basin, ...]:
         """Other basins with an objective within RIVAL of the best."""
         return tuple(b for b in self.basins[1:] if b.objective <= (1 + RIVAL) * self.objective)
+
+    def report(self) -> dict[str, object]:
+        """The certificate as plain values, with its `line`; basins without their points."""
+        basins = [{"objective": each.objective, "starts": each.starts, "apart": each.apart} for each in self.basins]
+        mine = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return mine | {"basins": basins, "line": self.line()}
 
     def line(self) -> str:
         """The certificate in one line."""
