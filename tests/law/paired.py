@@ -22,8 +22,8 @@ def paired(
     cost: float = 1.0,
     shapes: int = 5,
 ) -> tuple[Observations, Observations]:
-    """30 runs each: 5 shapes by 6 token counts. Pairs share noise of 1 %, each run has 0.2 % of its own, and those of one
-    shape `trunk` in common. The idea's runs cost `cost` times as much, and `worth(C)` is the truth at that cost."""
+    """30 runs each: 5 shapes by 6 token counts. Pairs share noise of 1 %, each run has 0.2 % of its own, and those of
+    one shape `trunk` in common. The idea's runs cost `cost` times as much; `worth(C)` is the truth at that cost."""
     theta, law = TRUTH["chinchilla"], LAWS["chinchilla"]
     x = np.repeat(np.geomspace(3e5, 1.2e7, shapes), 6)
     tokens = np.tile(np.geomspace(5, 160, 6), shapes) * x

@@ -21,6 +21,7 @@ VERBS = {
     "transfer": "nachim.app.transfer:transfer",
     "forecast": "nachim.app.forecast:forecast",
     "compare": "nachim.app.compare:compare",
+    "tasks": "nachim.app.tasks:tasks",
     "train": "nachim.app.train:train",
     "report": "nachim.app.report:report",
 }
