@@ -4,8 +4,10 @@
 
 Every shape of two ladders from one base, one in width and one in depth, is swept over learning rates in factors of two
 until its best lies inside the sweep: the same data, batch and steps for all, seeds paired. Prints the best rate of
-every shape, the exponents with which it moves, and what each rule for carrying the base's best rate to the largest
-shape costs. Finished runs are not repeated; `losses.json` and `parametrisation.html` are left beside them.
+every shape, the exponents with which it moves, and what the largest shapes lose by each rule for their rate: the base's
+kept, DeepSeek's power of compute, the law that `nachim transfer` fits to the smaller shapes, and the base's under
+CompleteP. In width alone CompleteP is muP; in depth alone muP is the standard one. Finished runs are not repeated;
+`losses.json` and the plots, `parametrisation.html`, are left beside them.
 """
 
 from __future__ import annotations
@@ -19,28 +21,46 @@ from typing import Annotated
 import numpy as np
 import plotly.graph_objects as go
 import tyro
+from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 from scipy.stats import linregress, t
 
 from nachim.app.ask import CACHE
+from nachim.app.figures import BAND, LAW, TEMPLATE
+from nachim.app.page import Html, document, element, figure
 from nachim.app.view import TerminalView
 from nachim.budget.shape import shape
 from nachim.data.prepare import prepare
 from nachim.lab.ladder import Chain, name_of
 from nachim.lab.launch.local import carry_out_all
+from nachim.lab.store import table_of
 from nachim.lab.work import Place, result_of
+from nachim.law.hyper import Hyper, hyper
+from nachim.law.sweep import sweep_of
 from nachim.law.transfer import lr_opt
 from nachim.spec import BPE, WSD, AdamW, CompleteP, Data, Muon, Run, Standard, Train, Validation
+from nachim.spec.disk import write_text
 
 DATA = Data(tokenizer=BPE(vocab_size=512), seq_len=128)
 BATCH, STEPS, WARMUP_STEPS = 1024, 300, 32
 BASE = (32, 2)
 AXES = {"width": ((32, 2), (64, 2), (128, 2)), "depth": ((32, 2), (32, 4), (32, 8))}
 """(d_model, n_layers) of every shape, the base first."""
+SMALL = ((32, 2), (64, 2), (32, 4))
+"""Shapes whose standard sweeps a law of `nachim transfer` is fitted to; it then gives the largest ones their rates."""
 CENTRE = -6
 """Sweeps begin at learning rates of two to this power."""
-PASSES = ((0, 1), (1, 1), (0, 2), (1, 2), (2, 1), (2, 2))
+PASSES = ((0, 1), (1, 1), (2, 1))
 """(seed, reach): what is swept first, and how many rates on either side of the best one are asked for."""
+
+LEGEND = {"orientation": "h", "y": 1, "yref": "container", "yanchor": "top"}
+COLOURS = {True: "#c8498f", False: "#0f766e"}
+SIZES = {"the base, 2 x 32": "#1f77b4", "twice as wide or deep": "#ff7f0e", "four times": "#2ca02c"}
+OPTIMA = (
+    "Small marks are seeds, lines their geometric means. The dashed law is fitted to the standard runs of "
+    f"{', '.join(f'{layers} x {width}' for width, layers in SMALL)} and drawn on to the largest shapes."
+)
+SWEEPS = "Each line is a seed's sweep, each star the best rate and loss that its parabola gives."
 
 Sweep = dict[int, float]
 """Exponent of two of the learning rate to validation bpb; infinite where the run diverged."""
@@ -172,19 +192,40 @@ def exponent(root: Path, name: str, axis: str) -> str:
     return f"{fit.slope:+.2f} ({fit.slope - half:+.2f} to {fit.slope + half:+.2f}; {len(pairs)} sweeps)"
 
 
-def rules(root: Path, name: str, model: tuple[int, int]) -> dict[str, list[tuple[float, float]]]:
-    """(bpb, its excess over the best of `model` in %), seed by seed, of each rule that carries the base's best rate."""
+def fitted(root: Path, name: str) -> Hyper:
+    """The law of `nachim transfer` through every run of the small shapes, all seeds, in FLOP a token."""
+    rows = []
+    for model in SMALL:
+        for seed, found in bracketed(root, name, model):
+            cell = Cell(root, name, model, seed)
+            runs = [cell.run(e) for e in found if np.isfinite(found[e])]
+            rows += [(run, result_of(cell.folder / name_of(run))) for run in runs]
+    return hyper(sweep_of(table_of(rows), "flops_per_token"))
+
+
+def scale(name: str, model: tuple[int, int]) -> tuple[float, float]:
+    """(FLOP a token, tokens) of a shape's runs."""
+    run = METHODS[name].run(name, model, CENTRE, 0)
+    return float(run.flops_per_token), float(run.train.tokens)
+
+
+def carried(root: Path, name: str, model: tuple[int, int], law: Hyper | None) -> dict[str, dict[int, float]]:
+    """Bpb of `model`, seed by seed, at the rate that each rule gives it; `law` where the parametrisation needs one."""
     base, here = dict(bracketed(root, name, BASE)), dict(bracketed(root, name, model))
-    method = METHODS[name]
-    flops = [method.run(name, each, CENTRE, 0).flops for each in (BASE, model)]
-    law = float(np.log2(lr_opt(flops[1]) / lr_opt(flops[0])))
-    moves = {"kept": 0.0} | ({"C^-0.125": law} if name == method.standard else {})
-    found: dict[str, list[tuple[float, float]]] = {rule: [] for rule in moves}
-    for seed in base.keys() & here.keys():
-        for rule, move in moves.items():
-            bpb = at(here[seed], vertex(base[seed])[0] + move)
-            found[rule].append((bpb, 100 * (bpb / vertex(here[seed])[1] - 1)))
-    return found
+    places = {f"{name}, base's rate": {seed: vertex(found)[0] for seed, found in base.items()}}
+    if law:
+        compute = [lr_opt(np.prod(scale(name, each))) for each in (BASE, model)]
+        move = float(np.log2(compute[1] / compute[0]))
+        own = float(np.log2(law.planes.lr(*scale(name, model))))
+        places[f"{name}, base's rate times C^-0.125"] = {
+            s: place + move for s, place in next(iter(places.values())).items()
+        }
+        places[f"{name}, law of nachim transfer"] = dict.fromkeys(here, own)
+    places[f"{name}, its own best"] = {seed: vertex(found)[0] for seed, found in here.items()}
+    return {
+        rule: {seed: at(here[seed], place) for seed, place in by_seed.items() if seed in here}
+        for rule, by_seed in places.items()
+    }
 
 
 def told(values: list[float], digits: int) -> str:
@@ -192,8 +233,17 @@ def told(values: list[float], digits: int) -> str:
     return f"{np.mean(values):.{digits}f} +- {np.std(values, ddof=min(1, len(values) - 1)):.{digits}f}"
 
 
-def report(root: Path, names: list[str]) -> None:
-    """Print the three tables."""
+def against(values: dict[int, float], reference: dict[int, float]) -> str:
+    """Mean difference of paired seeds in percent, with its 95 % interval."""
+    percent = [100 * (values[seed] / reference[seed] - 1) for seed in values.keys() & reference.keys()]
+    if len(percent) < 2:
+        return f"{np.mean(percent):+.2f}"
+    half = t.ppf(0.975, len(percent) - 1) * np.std(percent, ddof=1) / len(percent) ** 0.5
+    return f"{np.mean(percent):+.2f} ({np.mean(percent) - half:+.2f} to {np.mean(percent) + half:+.2f})"
+
+
+def report(root: Path, names: list[str], laws: dict[str, Hyper]) -> None:
+    """Print the tables."""
     print("best learning rate, and bpb there: mean +- standard deviation over seeds")
     for name in names:
         for model in dict.fromkeys(model for models in AXES.values() for model in models):
@@ -203,40 +253,119 @@ def report(root: Path, names: list[str]) -> None:
     print("exponent of the best rate, 95 % interval")
     for name in names:
         print(f"{name:16s} width {exponent(root, name, 'width')}   depth {exponent(root, name, 'depth')}")
-    print("the base's best rate carried to the largest shape: bpb, and excess over that shape's own best rate, %")
+    print(f"laws of nachim transfer, fitted to {', '.join(f'{m[1]} x {m[0]}' for m in SMALL)}")
+    for name, law in laws.items():
+        lr = law.laws["lr"]
+        ends = " to ".join(f"{end:.2f}" for end in lr.interval90["model"])
+        print(f"{name:16s} lr proportional to M^{lr.plane.model:.2f} (90 %: {ends})")
+    print("the largest shapes: bpb, and what it is over the standard's own best there, % (95 % interval, seeds paired)")
     for axis, models in AXES.items():
-        for name in names:
-            for rule, found in rules(root, name, models[-1]).items():
-                bpb, excess = zip(*found, strict=True)
-                print(f"{axis:6s} {name:16s} {rule:9s} {told(list(bpb), 4):>18s} {told(list(excess), 2):>14s}")
+        for standard, law in laws.items():
+            found = carried(root, standard, models[-1], law)
+            best = found[f"{standard}, its own best"]
+            for name in names:
+                if name != standard and METHODS[name].standard == standard:
+                    found |= carried(root, name, models[-1], None)
+            for rule, bpb in found.items():
+                print(f"{axis:6s} {rule:36s} {told(list(bpb.values()), 4):>18s}   {against(bpb, best)}")
 
 
-def draw(root: Path, names: list[str]) -> None:
-    """Every sweep, a panel a method and axis, and the measured numbers as JSON."""
-    figure = make_subplots(
-        rows=len(names), cols=2, shared_xaxes=True, subplot_titles=[f"{n}: {a}" for n in names for a in AXES]
-    )
-    numbers = []
-    colours = ("#1f77b4", "#ff7f0e", "#2ca02c")
+def optima(root: Path, names: list[str], laws: dict[str, Hyper]) -> go.Figure:
+    """The best rate against width and depth: both parametrisations, and the law of the standard one."""
+    titles = [f"{s}: {n}" for s in laws for n in ("width (CompleteP is muP here)", "depth (standard is muP here)")]
+    picture = make_subplots(rows=len(laws), cols=2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04)
+    for row, (standard, law) in enumerate(laws.items(), 1):
+        for column, (axis, models) in enumerate(AXES.items(), 1):
+            place = {"row": row, "col": column}
+            sizes = [model[0 if axis == "width" else 1] for model in models]
+            _law(picture, law, sizes, [scale(standard, model) for model in models], place)
+            for name in names:
+                if METHODS[name].standard == standard:
+                    rates = [[2 ** vertex(found)[0] for _, found in bracketed(root, name, model)] for model in models]
+                    _rates(picture, sizes, rates, name == standard, place)
+            picture.update_xaxes(type="log", tickvals=sizes, title=axis, **place)
+    ticks = [2.0**e for e in range(-12, -2)]
+    picture.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{each:.2g}" for each in ticks])
+    picture.update_yaxes(title="best learning rate", col=1)
+    return picture.update_layout(template=TEMPLATE, height=360 * len(laws), margin={"t": 80}, legend=LEGEND)
+
+
+def _rates(picture: go.Figure, sizes: list[int], rates: list[list[float]], plain: bool, place: dict[str, int]) -> None:
+    """Each seed's best rates, and the line of their geometric means."""
+    colour = COLOURS[plain]
+    style = {"color": colour, "symbol": "circle" if plain else "diamond"}
+    pairs = [(size, rate) for size, here in zip(sizes, rates, strict=True) for rate in here]
+    x, y = zip(*pairs, strict=True)
+    seeds = {**style, "size": 7, "opacity": 0.45}
+    picture.add_scatter(x=x, y=y, mode="markers", marker=seeds, showlegend=False, **place)
+    mean = [float(np.exp(np.mean(np.log(here)))) for here in rates]
+    line = {"mode": "lines+markers", "marker": {**style, "size": 11}, "line": {"color": colour}}
+    said = f"{'standard' if plain else 'CompleteP'}: mean of seeds"
+    picture.add_scatter(x=sizes, y=mean, name=said, **line, showlegend=set(place.values()) == {1}, **place)
+
+
+def _law(
+    picture: go.Figure, law: Hyper, sizes: list[int], at: list[tuple[float, float]], place: dict[str, int]
+) -> None:
+    """What the law says at (FLOP a token, tokens) of each size, and its 90 % band."""
+    bands = [law.bands(*each)["lr"] for each in at]
+    low, high = zip(*(band.interval90 for band in bands), strict=True)
+    shown = {"showlegend": set(place.values()) == {1}}
+    area = {"fill": "toself", "fillcolor": BAND, "line": {"width": 0}, "hoverinfo": "skip", "mode": "lines"}
+    there_and_back = {"x": sizes + sizes[::-1], "y": low + high[::-1]}
+    picture.add_scatter(**there_and_back, **area, name="the law's 90 %", **shown, **place)
+    line = {"mode": "lines", "line": {"color": LAW, "dash": "dash"}, "name": "law of nachim transfer (standard)"}
+    picture.add_scatter(x=sizes, y=[band.best for band in bands], **line, **shown, **place)
+
+
+def sweeps(root: Path, names: list[str]) -> go.Figure:
+    """Every sweep, a panel a method and axis, its best rate as a star."""
+    titles = [f"{name}: {axis}" for name in names for axis in AXES]
+    picture = make_subplots(rows=len(names), cols=2, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.05)
     for row, name in enumerate(names, 1):
         for column, models in enumerate(AXES.values(), 1):
-            for colour, model in zip(colours, models, strict=True):
+            for (size, colour), model in zip(SIZES.items(), models, strict=True):
                 for seed, found in bracketed(root, name, model):
-                    numbers.append({"method": name, "model": model, "seed": seed, "bpb": found})
                     rates = [2.0**e for e in sorted(found)]
                     lines = {"mode": "lines+markers", "line": {"color": colour, "width": 1}, "marker": {"size": 4}}
-                    label = f"{model[1]} x {model[0]}"
-                    trace = go.Scatter(x=rates, y=[found[e] for e in sorted(found)], name=label, **lines)
-                    figure.add_trace(trace.update(showlegend=row == 1 and not seed), row, column)
+                    label = {"name": size, "legendgroup": size, "showlegend": row == column == 1 and not seed}
+                    values = [found[e] if np.isfinite(found[e]) else None for e in sorted(found)]
+                    picture.add_scatter(x=rates, y=values, **lines, **label, row=row, col=column)
                     place, bpb = vertex(found)
-                    star = {"symbol": "star", "size": 11, "color": colour}
-                    best = go.Scatter(x=[2**place], y=[bpb], mode="markers", marker=star, showlegend=False)
-                    figure.add_trace(best, row, column)
-    figure.update_xaxes(type="log", title_text="learning rate")
-    figure.update_yaxes(title_text="validation bpb")
-    figure.update_layout(height=320 * len(names), width=1100, template="plotly_white")
-    figure.write_html(root / "parametrisation.html")
-    (root / "losses.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+                    star = {"mode": "markers", "marker": {"symbol": "star", "size": 11, "color": colour}}
+                    picture.add_scatter(x=[2**place], y=[bpb], **star, showlegend=False, row=row, col=column)
+    ticks = [2.0**e for e in range(-12, 0)]
+    picture.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{each:.2g}" for each in ticks])
+    picture.update_yaxes(title="validation bpb", col=1)
+    return picture.update_layout(template=TEMPLATE, height=300 * len(names), margin={"t": 80}, legend=LEGEND)
+
+
+def write(root: Path, names: list[str], laws: dict[str, Hyper]) -> None:
+    """The plots as a page, and the measured numbers as JSON."""
+    pages = [
+        Html(each.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}))
+        for each in (optima(root, names, laws), sweeps(root, names))
+    ]
+    page = document(
+        "nachim: best learning rate and parametrisation",
+        get_plotlyjs(),
+        element("header", element("h1", "ideas/parametrisation")),
+        figure("The best learning rate against width and depth", pages[0], OPTIMA, ""),
+        figure("The sweeps", pages[1], SWEEPS, ""),
+    )
+    write_text(root / "parametrisation.html", page)
+    numbers = [
+        {
+            "method": name,
+            "model": model,
+            "seed": seed,
+            "bpb": {e: bpb if np.isfinite(bpb) else None for e, bpb in found.items()},
+        }
+        for name in names
+        for model in dict.fromkeys(model for models in AXES.values() for model in models)
+        for seed, found in bracketed(root, name, model)
+    ]
+    write_text(root / "losses.json", json.dumps(numbers, indent=1) + "\n")
 
 
 def main(
@@ -250,8 +379,9 @@ def main(
     names = list(methods)
     if train:
         sweep(out, names, workers)
-    report(out, names)
-    draw(out, names)
+    laws = {name: fitted(out, name) for name in names if name == METHODS[name].standard}
+    report(out, names, laws)
+    write(out, names, laws)
 
 
 if __name__ == "__main__":
