@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nachim.law import LAWS, Candidates, Observations, Study, fit, next_runs, study
+from nachim.law import LAWS, Candidates, Fit, Observations, Study, fit, next_runs, study
 from nachim.law.belief import LEAST_NOISE, View, alike, kriging, split
-from nachim.law.design import Belief, Target, basins, believe, greedy, mixed, sought
+from nachim.law.design import Belief, Target, basins, believe, greedy, mixed, place, sought
 from nachim.spec.error import UserError
 from tests.law.ladders import TRUTH, ladder
 
@@ -100,9 +100,9 @@ def test_extrapolation_designs_are_those_of_hoel_and_levine(degree: int, wanted:
     t, runs = repeated(np.linspace(-1, 1, 9), 80)
     steps = greedy(belief_of(degree, t, 2.0), runs, -1.0, 100.0, by_cost=True)
     found = frequencies(t, [step[0] for step in steps])
-    for place, share in wanted.items():
-        assert found[place] == pytest.approx(share, abs=0.04)
-    assert sum(found[place] for place in wanted) > 0.93
+    for spot, share in wanted.items():
+        assert found[spot] == pytest.approx(share, abs=0.04)
+    assert sum(found[spot] for spot in wanted) > 0.93
 
 
 def test_where_one_end_costs_more_it_is_run_less_by_the_root_of_its_cost():
@@ -196,12 +196,12 @@ def test_an_allocation_moves_as_finite_differences_of_the_law_say(reading: Study
     for one in reading.fits.values():
         u, v, coefficients, mean = sought(one, one.point, Target("allocation", flops=1e18))
         jacobian = coefficients @ one.law.expand(one.point, u, v)[1].T
-        for place in range(one.law.size):
+        for each in range(one.law.size):
             moved = [one.point.copy(), one.point.copy()]
-            moved[0][place] -= 1e-5
-            moved[1][place] += 1e-5
+            moved[0][each] -= 1e-5
+            moved[1][each] += 1e-5
             x = [one.law.allocation(one.law.coefficients(z, one.sample.units), 1e18, one.scale)[0] for z in moved]
-            assert jacobian[0, place] == pytest.approx(np.log(x[1] / x[0]) / 2e-5, rel=0.02, abs=1e-4)
+            assert jacobian[0, each] == pytest.approx(np.log(x[1] / x[0]) / 2e-5, rel=0.02, abs=1e-4)
         assert mean[0] == pytest.approx(np.log(one.allocation(1e18)[0]))
     advice = next_runs(reading, offer(), Target("allocation", flops=1e18))
     assert advice.floor == 0 and advice.picks[-1].percent < advice.percent
@@ -215,6 +215,40 @@ def test_basins_weigh_by_the_likelihood_of_their_residuals(reading: Study):
     assert len(found) == 2
     assert found[1][1] / found[0][1] == pytest.approx(1.05 ** (-one.n / 2))
     assert sum(weight for _, weight in found) == pytest.approx(1)
+
+
+def sizeless(one: Fit) -> np.ndarray:
+    """A point whose best model has next to no size: the term in x all but zero, and all but constant."""
+    point = one.point.copy()
+    point[1], point[3] = -30.0, one.law.low[3]
+    assert one.law.allocation(one.law.coefficients(point, one.sample.units), 1e18, one.scale)[0] < 1e-9
+    return point
+
+
+def test_a_basin_whose_best_model_has_no_size_does_not_make_a_target_unknowable(reading: Study):
+    one = reading.fits["chinchilla"]
+    best, *_ = one.certificate.basins
+    split = replace(one, certificate=replace(one.certificate, basins=(best, replace(best, point=sizeless(one)))))
+    both = replace(reading, fit=split, fits={"chinchilla": split}, weights={"chinchilla": 1.0})
+    loss = next_runs(both, offer(), Target(flops=1e18))
+    assert loss.helps and loss.least < loss.percent < 100
+    model = next_runs(both, offer(), Target("allocation", flops=1e18))
+    assert model.helps and model.picks
+
+
+def test_a_loss_at_a_compute_is_that_of_the_model_the_law_would_build(reading: Study):
+    best = place(reading.fit, offer(), 1e18)
+    assert best == pytest.approx(reading.fit.allocation(1e18))
+    here, there = (next_runs(reading, offer(), Target(**what)) for what in (
+        {"flops": 1e18}, {"x": best[0], "tokens": best[1]}
+    ))  # fmt: skip
+    assert here.percent == there.percent and here.picks == there.picks
+    one = reading.fit
+    flat = replace(one, coefficients=one.law.coefficients(sizeless(one), one.sample.units))
+    x, tokens = place(flat, offer(), 1e18)
+    logs = one.sample.inputs
+    most = float(np.exp(logs[1] - logs[0]).max()) * one.sample.units.tokens / one.sample.units.x
+    assert tokens / x == pytest.approx(max(most, 80)) and 6 * x * tokens == pytest.approx(1e18)
 
 
 def test_what_a_trunk_has_come_already_is_not_paid_again():

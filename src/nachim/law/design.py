@@ -132,6 +132,9 @@ def believe(reading: Study, runs: Candidates, target: Target) -> Belief:
     """
     even = dict.fromkeys(reading.fits, 1 / len(reading.fits))
     shares = reading.weights if reading.errors else even
+    if target.what == "loss" and target.flops is not None:
+        x, tokens = place(reading.fit, runs, target.flops)
+        target = Target(x=x, tokens=tokens)
     views, functionals = [], []
     for name, fit in reading.fits.items():
         sample = fit.sample
@@ -179,26 +182,39 @@ def mixed(views: tuple[View, ...], functionals: list[tuple[Array, Array | None]]
     return Belief(covariance, np.asarray(cross), left + float(shares @ (goal**2).mean(axis=1)), noise)
 
 
+def place(fit: Fit, runs: Candidates, flops: float) -> tuple[float, float]:
+    """Scale and tokens of the model that `fit` would build at `flops`: every law is asked for the loss of that one.
+
+    To first order the loss of the best allocation moves as that of this one does. A fit to few runs may want a model of
+    next to no size, or no tokens: the place has no more and no fewer tokens for its scale than a run made or offered.
+    """
+    (u, v), units = fit.sample.inputs[:2], fit.sample.units
+    ratio = np.append(np.exp(v - u) * units.tokens / units.x, runs.tokens / runs.x)
+    product = flops / FLOPS_PER_UNIT[fit.scale]
+    x = float(np.clip(fit.allocation(flops)[0], math.sqrt(product / ratio.max()), math.sqrt(product / ratio.min())))
+    return x, product / x
+
+
 def sought(fit: Fit, point: Array, target: Target) -> tuple[Array, Array, Array, Array | None]:
     """Sites (log x and log D, each (k,), normalised) and coefficients (T, k) whose products are the targets, by the
     law of `fit` at `point`; and their means (T,) where those are other.
 
     For an allocation, the minimum of log loss h along log x at fixed compute moves by -dh'/h'' when h changes by dh: a
-    central difference over two sites, whatever the law.
+    central difference over two sites, whatever the law. One of less than a parameter or a token is held there.
     """
     law, units = fit.law, fit.sample.units
     if target.flops is None:
         u, v = np.log(np.atleast_1d(target.x) / units.x), np.log(np.atleast_1d(target.tokens) / units.tokens)
         return u, v, np.eye(len(u)), None
+    product = target.flops / FLOPS_PER_UNIT[fit.scale]
     x = float(law.allocation(law.coefficients(point, units), target.flops, fit.scale)[0])
-    total = math.log(target.flops / FLOPS_PER_UNIT[fit.scale] / units.x / units.tokens)
-    best = np.array([math.log(x / units.x)])
-    if target.what == "loss":
-        return best, total - best, np.eye(1), None
-    three = best + NUDGE * np.array([-1.0, 0.0, 1.0])
-    h = law.value(point, three, total - three)
+    inside = min(max(x, 1.0), product)
+    three = math.log(inside / units.x) + NUDGE * np.array([-1.0, 0.0, 1.0])
+    rest = math.log(product / units.x / units.tokens) - three
+    h = law.value(point, three, rest)
     bend = max(float(h[0] - 2 * h[1] + h[2]) / NUDGE**2, LEAST_BEND)
-    return three, total - three, np.array([[1.0, 0.0, -1.0]]) / (2 * NUDGE * bend), np.array([math.log(x)])
+    moves = np.array([[1.0, 0.0, -1.0]]) / (2 * NUDGE * bend) if inside == x else np.zeros((1, 3))
+    return three, rest, moves, np.array([math.log(inside)])
 
 
 def next_runs(
@@ -215,20 +231,20 @@ def next_runs(
             raise UserError(f"{name} is {value:g}: it must be a positive number")
     belief = believe(reading, runs, target)
     ruler = ruler_of(belief, target, reading.factor)
-    now, least, first = ruler.percent(belief.open), ruler.percent(belief.least), belief.gain
+    now, least, first = ruler.reach(belief.open), ruler.reach(belief.least), belief.gain
     rate = first / runs.charged()
-    enough = within if within is not None else least / (1 - LEAST_GAIN)
+    enough = math.log1p(within / 100) if within is not None else least / (1 - LEAST_GAIN)
     picks, spent = [], 0.0
     for index, cost, left in best_plan(belief, runs, ruler.variance(enough), budget, wanted=within is not None):
         spent += cost
         picks.append(Pick(index, cost, spent, ruler.percent(left)))
     advice = Advice(
-        percent=now,
+        percent=ruler.percent(belief.open),
         alone=np.array([ruler.percent(left) for left in belief.open - first]),
         gain=rate / rate.max() if rate.max() > 0 else rate,
         order=np.argsort(-rate, kind="stable"),
         picks=tuple(picks),
-        least=least,
+        least=ruler.percent(belief.least),
         floor=ruler.percent(0.0),
         helps=bool(picks) and least < (1 - LEAST_GAIN) * now,
         why="",
@@ -247,13 +263,17 @@ class Ruler:
     noise: float
     stretch: float
 
-    def percent(self, variance: float) -> float:
-        """Half-width for `variance` of log loss, or of log x."""
-        return 100 * math.expm1(min(self.stretch * math.sqrt(max(variance, 0.0) + self.noise), 50.0))
+    def reach(self, variance: float) -> float:
+        """Half-width in logs for `variance` of log loss, or of log x."""
+        return self.stretch * math.sqrt(max(variance, 0.0) + self.noise)
 
-    def variance(self, percent: float) -> float:
-        """The variance that has this half-width; negative where run noise alone is wider."""
-        return (math.log1p(percent / 100) / self.stretch) ** 2 - self.noise
+    def percent(self, variance: float) -> float:
+        """The half-width in percent, as far as a float holds it."""
+        return 100 * math.expm1(min(self.reach(variance), 50.0))
+
+    def variance(self, reach: float) -> float:
+        """The variance that has this half-width in logs; negative where run noise alone is wider."""
+        return (reach / self.stretch) ** 2 - self.noise
 
 
 def ruler_of(belief: Belief, target: Target, factor: float) -> Ruler:
@@ -315,7 +335,7 @@ def said(advice: Advice, runs: Candidates, within: float | None, budget: float |
     every = f"all {len(runs)} candidates together would leave ±{least:.3g} %"
     if within is not None and now <= within:
         return f"the target is known to ±{now:.3g} % already: no further run is needed for ±{within:g} %"
-    if not advice.picks or least > (1 - LEAST_GAIN) * now:
+    if not advice.helps:
         return (
             f"no candidate helps: the target is known to ±{now:.3g} %, and {every} (a single run scatters by "
             f"±{advice.floor:.3g} %); offer runs nearer to the target"
