@@ -10,7 +10,7 @@ import pytest
 
 from nachim.law import LAWS, Candidates, Fit, Observations, Study, fit, next_runs, study
 from nachim.law.belief import LEAST_NOISE, View, alike, kriging, split
-from nachim.law.design import Belief, Target, basins, believe, greedy, mixed, place, sought
+from nachim.law.design import Belief, Target, basins, believe, greedy, mixed, settled, sought
 from nachim.spec.error import UserError
 from tests.law.ladders import TRUTH, ladder
 
@@ -229,7 +229,7 @@ def test_a_basin_whose_best_model_has_no_size_does_not_make_a_target_unknowable(
     one = reading.fits["chinchilla"]
     best, *_ = one.certificate.basins
     split = replace(one, certificate=replace(one.certificate, basins=(best, replace(best, point=sizeless(one)))))
-    both = replace(reading, fit=split, fits={"chinchilla": split}, weights={"chinchilla": 1.0})
+    both = replace(reading, fit=split, fits={**reading.fits, "chinchilla": split})
     loss = next_runs(both, offer(), Target(flops=1e18))
     assert loss.helps and loss.least < loss.percent < 100
     model = next_runs(both, offer(), Target("allocation", flops=1e18))
@@ -237,18 +237,26 @@ def test_a_basin_whose_best_model_has_no_size_does_not_make_a_target_unknowable(
 
 
 def test_a_loss_at_a_compute_is_that_of_the_model_the_law_would_build(reading: Study):
-    best = place(reading.fit, offer(), 1e18)
-    assert best == pytest.approx(reading.fit.allocation(1e18))
-    here, there = (next_runs(reading, offer(), Target(**what)) for what in (
-        {"flops": 1e18}, {"x": best[0], "tokens": best[1]}
-    ))  # fmt: skip
+    best = settled(Target(flops=1e18), reading.fit, offer())
+    assert (best.x, best.tokens) == pytest.approx(reading.fit.allocation(1e18))
+    here, there = (next_runs(reading, offer(), target) for target in (Target(flops=1e18), best))
     assert here.percent == there.percent and here.picks == there.picks
     one = reading.fit
     flat = replace(one, coefficients=one.law.coefficients(sizeless(one), one.sample.units))
-    x, tokens = place(flat, offer(), 1e18)
+    held = settled(Target(flops=1e18), flat, offer())
     logs = one.sample.inputs
     most = float(np.exp(logs[1] - logs[0]).max()) * one.sample.units.tokens / one.sample.units.x
-    assert tokens / x == pytest.approx(max(most, 80)) and 6 * x * tokens == pytest.approx(1e18)
+    assert held.tokens / held.x == pytest.approx(max(most, 80)) and 6 * held.x * held.tokens == pytest.approx(1e18)
+
+
+def test_the_width_now_is_that_of_the_forecast(reading: Study):
+    advice = next_runs(reading, offer(), TARGET)
+    _, low, high = reading.predict(TARGET.x, TARGET.tokens)
+    assert advice.percent == pytest.approx(100 * (np.sqrt(high / low) - 1))
+    assert advice.floor == pytest.approx(100 * np.expm1(1.6448536 * reading.noise))
+    found = reading.allocation(1e18)
+    model = next_runs(reading, offer(), Target("allocation", flops=1e18))
+    assert model.percent == pytest.approx(100 * (np.sqrt(found.x_interval[1] / found.x_interval[0]) - 1))
 
 
 def test_what_a_trunk_has_come_already_is_not_paid_again():

@@ -126,15 +126,13 @@ class Advice:
 
 
 def believe(reading: Study, runs: Candidates, target: Target) -> Belief:
-    """What `reading` leaves open about `target` and the candidates, over its laws and their basins by weight.
+    """What `reading` leaves open about `target`, a `settled` one, and the candidates, over its laws and their basins by
+    weight.
 
     Where no rollout could weigh the laws, each counts the same: for a design, not to know is no reason for one.
     """
     even = dict.fromkeys(reading.fits, 1 / len(reading.fits))
     shares = reading.weights if reading.errors else even
-    if target.what == "loss" and target.flops is not None:
-        x, tokens = place(reading.fit, runs, target.flops)
-        target = Target(x=x, tokens=tokens)
     views, functionals = [], []
     for name, fit in reading.fits.items():
         sample = fit.sample
@@ -182,17 +180,21 @@ def mixed(views: tuple[View, ...], functionals: list[tuple[Array, Array | None]]
     return Belief(covariance, np.asarray(cross), left + float(shares @ (goal**2).mean(axis=1)), noise)
 
 
-def place(fit: Fit, runs: Candidates, flops: float) -> tuple[float, float]:
-    """Scale and tokens of the model that `fit` would build at `flops`: every law is asked for the loss of that one.
+def settled(target: Target, fit: Fit, runs: Candidates) -> Target:
+    """`target`, a loss at a compute being that of the model which `fit` would build: every law is asked for that one.
 
     To first order the loss of the best allocation moves as that of this one does. A fit to few runs may want a model of
-    next to no size, or no tokens: the place has no more and no fewer tokens for its scale than a run made or offered.
+    next to no size, or no tokens: this one has no more and no fewer tokens for its scale than a run made or offered.
     """
+    if target.flops is None or target.what == "allocation":
+        return target
     (u, v), units = fit.sample.inputs[:2], fit.sample.units
     ratio = np.append(np.exp(v - u) * units.tokens / units.x, runs.tokens / runs.x)
-    product = flops / FLOPS_PER_UNIT[fit.scale]
-    x = float(np.clip(fit.allocation(flops)[0], math.sqrt(product / ratio.max()), math.sqrt(product / ratio.min())))
-    return x, product / x
+    product = target.flops / FLOPS_PER_UNIT[fit.scale]
+    x = float(
+        np.clip(fit.allocation(target.flops)[0], math.sqrt(product / ratio.max()), math.sqrt(product / ratio.min()))
+    )
+    return Target(x=x, tokens=product / x)
 
 
 def sought(fit: Fit, point: Array, target: Target) -> tuple[Array, Array, Array, Array | None]:
@@ -229,8 +231,9 @@ def next_runs(
     for name, value in (("within", within), ("budget", budget)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"{name} is {value:g}: it must be a positive number")
+    target = settled(target, reading.fit, runs)
     belief = believe(reading, runs, target)
-    ruler = ruler_of(belief, target, reading.factor)
+    ruler = Ruler(*known(reading, target), belief.open)
     now, least, first = ruler.reach(belief.open), ruler.reach(belief.least), belief.gain
     rate = first / runs.charged()
     enough = math.log1p(within / 100) if within is not None else least / (1 - LEAST_GAIN)
@@ -254,32 +257,43 @@ def next_runs(
 
 @dataclass(frozen=True)
 class Ruler:
-    """Between the variance of a target and the half-width of its 90 % interval, in percent.
+    """Between the variance of a target and the half-width of its interval, which is `now` (in logs) at the variance
+    `open` and `floor` at none.
 
-    A loss is that of one run, so its noise is part of it, and the study's conformal factor stretches it; an allocation
-    has neither.
+    The reading's own interval is calibrated, and the belief's variances are not: what a run takes off is a share.
     """
 
-    noise: float
-    stretch: float
+    now: float
+    floor: float
+    open: float
 
     def reach(self, variance: float) -> float:
         """Half-width in logs for `variance` of log loss, or of log x."""
-        return self.stretch * math.sqrt(max(variance, 0.0) + self.noise)
+        share = max(variance, 0.0) / self.open if self.open > 0 else 0.0
+        return math.sqrt(self.floor**2 + (self.now**2 - self.floor**2) * share)
 
     def percent(self, variance: float) -> float:
         """The half-width in percent, as far as a float holds it."""
         return 100 * math.expm1(min(self.reach(variance), 50.0))
 
     def variance(self, reach: float) -> float:
-        """The variance that has this half-width in logs; negative where run noise alone is wider."""
-        return (reach / self.stretch) ** 2 - self.noise
+        """The variance that has this half-width in logs: negative where `floor` is wider, any where nothing is open."""
+        room = self.now**2 - self.floor**2
+        return self.open * (reach**2 - self.floor**2) / room if room > 0 else math.inf
 
 
-def ruler_of(belief: Belief, target: Target, factor: float) -> Ruler:
-    """The ruler of `target` under `belief`, a loss being stretched by the conformal `factor`."""
-    quantile = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    return Ruler(belief.noise, factor * quantile) if target.what == "loss" else Ruler(0.0, quantile)
+def known(reading: Study, target: Target) -> tuple[float, float]:
+    """Half-width in logs of the 90 % interval that `reading` gives of `target`, and what run noise alone makes of it.
+
+    A loss is that of one run, so its noise is part of it; an allocation has none. Of several losses it is the root mean
+    square.
+    """
+    if target.flops is not None:
+        low, high = reading.allocation(target.flops).x_interval
+        return 0.5 * math.log(high / low), 0.0
+    _, low, high = reading.predict(np.atleast_1d(target.x), np.atleast_1d(target.tokens), LEVEL)
+    now = 0.5 * math.sqrt(float((np.log(high / low) ** 2).mean()))
+    return now, min(now, NormalDist().inv_cdf((1 + LEVEL) / 2) * reading.noise)
 
 
 Step = tuple[int, float, float]
