@@ -30,7 +30,7 @@ PACE = Throughput(threads=1, flops=(1e5, 1e6, 1e7), seconds=(4e-6, 2e-5, 1.4e-4)
 class Faker:
     """Writes runs that were never trained: bpb of the true law times lognormal noise, lowered by `fall` when dear."""
 
-    def __init__(self, noise: float = 0.004, fall: float = 0.0, begins: float = np.inf) -> None:
+    def __init__(self, noise: float = 0.002, fall: float = 0.0, begins: float = np.inf) -> None:
         self.rng, self.noise, self.fall, self.begins = np.random.default_rng(0), noise, fall, begins
 
     def bpb(self, run: Run) -> float:

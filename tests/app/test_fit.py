@@ -55,7 +55,7 @@ def test_the_table_says_what_the_numbers_are(runs, capsys):
         "entropy",
         "held out: 3 runs",
         "rollouts",
-        "IsoFLOP second opinion",
+        "exponent by the fitted surface",
     ):
         assert words in said
 

@@ -18,6 +18,7 @@ VERBS = {
     "ladder": "nachim.app.ladder:ladder",
     "fit": "nachim.app.fit:fit",
     "next": "nachim.app.next:next_",
+    "backtest": "nachim.app.backtest:backtest_",
     "transfer": "nachim.app.transfer:transfer",
     "forecast": "nachim.app.forecast:forecast",
     "compare": "nachim.app.compare:compare",

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from nachim.app.page import power
 from nachim.law import IsoFlop, Observations, Study, data_opt, model_opt
 from nachim.law.forms import Array
-from nachim.law.select import budgets, roll
+from nachim.law.select import budgets, only
 
 SHAPES = ["#4565d8", "#8a4fc7", "#c8498f", "#e8704a", "#eda52f"]
 """One scale for shapes, small to large, that reads on white and on black."""
@@ -71,7 +71,7 @@ def loss_against_compute(
         top = 1.4 * max(float(obs.flops.max()), float(sealed["flops"]) if sealed else 0.0)
         flops = np.geomspace(obs.flops.min(), top, 80)
         point, low, high = reading.predict(*reading.fit.allocation(flops))
-        _band(fig, flops, *(point * _smoothed(flops, end / point) for end in (low, high)), "90 % prediction interval")
+        _band(fig, flops, low, high, "90 % prediction interval")
         fig.add_scatter(
             x=flops, y=point, mode="lines", line={"color": LAW}, name="law at its optimum", hoverinfo="skip"
         )
@@ -240,15 +240,15 @@ def training_curves(curves: Sequence[Curve], target: Curve | None) -> go.Figure:
     return fig.update_layout(height=480)
 
 
-def rollouts(obs: Observations, reading: Study) -> go.Figure:
+def rollouts(reading: Study) -> go.Figure:
     """How far forecasts of dearer runs from cheaper ones were off, in percent, over how far they reached."""
     fig = _panels([1.0], [""])
-    laws = {name: one.law for name, one in reading.fits.items()}
-    rolled = roll(laws, reading.fit.sample, obs.flops, np.random.default_rng(reading.seed))
-    for name, colour, symbol in zip(laws, (SHAPES[0], SHAPES[3]), ("circle", "diamond-open"), strict=False):
+    rolled = reading.rollouts
+    looks = ((SHAPES[0], "circle"), (SHAPES[3], "diamond-open"), (SHAPES[2], "cross-thin-open"))
+    for name, (colour, symbol) in zip(reading.errors, looks, strict=False):
         if not len(rolled.cuts):
             break
-        off = 100 * np.expm1(rolled.actual - rolled.forecast[name])
+        off = 100 * np.expm1(rolled.actual - rolled.mean(only(reading.shares, name)))
         chosen = ", chosen" if name == reading.fit.law.name else ""
         fig.add_scatter(
             x=np.exp(rolled.far[rolled.ahead]), y=off[rolled.ahead], mode="markers", opacity=0.7,
@@ -268,12 +268,6 @@ def smooth(tokens: Array, loss: Array, step: float = 0.04) -> tuple[Array, Array
     _, place = np.unique(np.floor(np.log10(tokens) / step), return_inverse=True)
     held = np.bincount(place)
     return np.bincount(place, tokens) / held, np.bincount(place, loss) / held
-
-
-def _smoothed(flops: Array, ratio: Array) -> Array:
-    """A cubic in log C through `ratio`: the ends of a Monte-Carlo band, without the jitter of its draws."""
-    log_c = np.log(flops / flops[0])
-    return np.exp(np.polyval(np.polyfit(log_c, np.log(ratio), 3), log_c))
 
 
 def _panels(widths: Sequence[float], titles: Sequence[str], gap: float = 0.0) -> go.Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +16,11 @@ from nachim.app.optima import estimate_lines, estimate_warnings, optima_lines, s
 from nachim.law import Observations, Study, read, study
 from nachim.law.flag import find, without
 from nachim.law.interval import LARGEST_FACTOR
-from nachim.law.laws import ALL
+from nachim.law.laws import ALL, LAWS
 from nachim.spec.error import UserError
 
+LEAST_DRIFT = 0.01
+"""Percent of loss below which a correction is not worth a line."""
 MEANING = {
     "E": "loss that no scale removes (the entropy of text)",
     "A": "size of the model-scale term",
@@ -46,9 +49,10 @@ def fit(
     OBS is a CSV or parquet table, one row a run, with the columns `tokens`, `loss` and `params` or
     `flops_per_token` (optional: `flops`, `lr`, `batch_tokens`, `seed`, `group`, `weight`).
 
-    The cheap runs forecast the dearer ones first; the law with the smaller miss is chosen, and its intervals
-    are stretched until they would have covered those forecasts. A change of regime in the runs is reported:
-    no law forecasts across it.
+    The cheap runs forecast the dearer ones first. Laws count by how little they miss there, and so do runs near the
+    next budget; the forecast is their mean, and its intervals are stretched until they would have covered those
+    forecasts. Coefficients are those of the leading law, fitted to all runs. Where the runs cannot tell laws apart
+    that is said, with what would; a change of regime is reported: no law forecasts across it.
 
     Example: nachim fit ladder.csv --holdout big.csv --json
 
@@ -98,7 +102,7 @@ def fit(
 def summarise(reading: Study, runs: Observations, unseen: Observations | None) -> dict[str, Any]:
     """Everything `nachim fit` reports, as plain JSON values; errors and widths in percent."""
     best = reading.fit
-    estimators = summarise_estimates(runs, reading)
+    estimators = summarise_estimates(runs, reading) if reading.exponents else []
     return {
         "law": best.law.name,
         "formula": best.law.formula,
@@ -106,13 +110,17 @@ def summarise(reading: Study, runs: Observations, unseen: Observations | None) -
         "coefficients": reading.coefficients,
         "interval90": {name: list(ends) for name, ends in reading.interval90.items()},
         "objective": best.objective,
-        "exponents": reading.exponents,
-        "exponents_interval90": {name: list(ends) for name, ends in reading.exponents_interval90.items()},
+        "exponents": reading.exponents or None,
+        "exponents_interval90": {name: list(ends) for name, ends in reading.exponents_interval90.items()} or None,
         "train": {"n": best.n, "mape": best.mape},
-        "holdout": None if unseen is None else _held_out(reading, unseen),
+        "holdout": None if unseen is None else asdict(reading.held_out(unseen)),
         "rollout_error": dict(reading.errors),
+        "shares": {name: float(share.sum()) for name, share in reading.lead.items()},
         "noise": 100 * reading.noise,
+        "rollout_coverage90": reading.coverage,
         "conformal_factor": reading.factor,
+        "drift": 100 * float(np.expm1(reading.drift.shift)),
+        "undecided": reading.undecided,
         "spread": _spread(reading),
         "isoflop": _second_opinion(estimators),
         "regime": reading.regime
@@ -121,12 +129,14 @@ def summarise(reading: Study, runs: Observations, unseen: Observations | None) -
         "condition": best.condition,
         "certificate": best.certificate.report(),
         "seconds": best.seconds,
-        "warnings": _warnings(reading) + estimate_warnings(estimators),
+        "warnings": _warnings(reading) + (estimate_warnings(estimators) if estimators else []),
     }
 
 
-def _spread(reading: Study) -> dict[str, Any]:
-    """What gives a forecast from this law its interval: see `nachim.law.published.Spread`."""
+def _spread(reading: Study) -> dict[str, Any] | None:
+    """What gives a forecast from this law its interval: see `nachim.law.published.Spread`; None for special laws."""
+    if reading.fit.law.name not in LAWS:
+        return None
     best, units = reading.fit, reading.fit.sample.units
     theta = best.law.coefficients(reading.refits[best.law.name], units)
     log_a = np.log(theta["A"]) - theta["alpha"] * np.log(units.x)
@@ -135,18 +145,10 @@ def _spread(reading: Study) -> dict[str, Any]:
     return {"x": units.x, "tokens": units.tokens, "covariance": np.cov([theta["E"], log_a, log_b, *powers]).tolist()}
 
 
-def _held_out(reading: Study, unseen: Observations) -> dict[str, float]:
-    point, low, high = reading.predict(unseen.x(reading.fit.scale), unseen.tokens)
-    return {
-        "n": len(unseen),
-        "mape": float(100 * np.mean(np.abs(point / unseen.loss - 1))),
-        "coverage90": float(100 * np.mean((low <= unseen.loss) & (unseen.loss <= high))),
-        "median_width": float(100 * np.median((high - low) / point)),
-    }
-
-
 def _second_opinion(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The parabolas' answer, with the other estimators beside it."""
+    """The parabolas' answer, with the other estimators beside it; none for a law that splits no compute."""
+    if not found:
+        return {"exponent": None, "reason": "the law does not split compute between scale and tokens", "estimators": []}
     first = found[0]
     if first["exponent"] is None:
         return {"exponent": None, "reason": first["reason"], "estimators": found}
@@ -163,8 +165,8 @@ def _warnings(reading: Study) -> list[str]:
     best, found = reading.fit, []
     if reading.regime:
         found.append(f"change of regime: {reading.regime}; do not forecast across it")
-    if not reading.errors:
-        found.append("too few runs for a rollout: the law was not tested on dearer runs, nor its intervals calibrated")
+    if reading.undecided:
+        found.append(reading.undecided)
     if reading.factor >= LARGEST_FACTOR:
         found.append(f"the rollouts asked for intervals more than {LARGEST_FACTOR:g} times as wide: expect misses")
     return found + best.certificate.doubts()
@@ -183,8 +185,9 @@ def _show(summary: dict[str, Any]) -> None:
         table.add_column(head, justify=side)  # type: ignore[arg-type]
     for name, value in summary["coefficients"].items():
         low, high = summary["interval90"][name]
-        table.add_row(name, f"{value:.4g}", f"{low:.4g} to {high:.4g}", MEANING[name])
-    for name, value in summary["exponents"].items():
+        meaning = MEANING[name] if summary["law"] in LAWS else ""
+        table.add_row(name, f"{value:.4g}", f"{low:.4g} to {high:.4g}", meaning)
+    for name, value in (summary["exponents"] or {}).items():
         low, high = summary["exponents_interval90"][name]
         grows = "scale" if name == "model" else "tokens"
         table.add_row(
@@ -203,6 +206,13 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     ]
     for name, error in summary["rollout_error"].items():
         lines.append(f"rollouts (cheap runs forecast dearer ones): {name} misses by {error:.2f} % on average")
+    if summary["rollout_coverage90"] is not None:
+        lines.append(
+            f"  of those forecasts, {summary['rollout_coverage90']:.0f} % lie inside their 90 % intervals, which the "
+            f"rollouts stretched {summary['conformal_factor']:.2f} times"
+        )
+    if abs(summary["drift"]) >= LEAST_DRIFT:
+        lines.append(f"  dearer runs lay {summary['drift']:+.2f} % off them, steadily: forecasts are corrected by that")
     if held:
         lines.append(
             f"held out: {held['n']} runs, mean error {held['mape']:.2f} %, {held['coverage90']:.0f} % "

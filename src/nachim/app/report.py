@@ -160,7 +160,7 @@ def figures_of(record: Record) -> list[tuple[str, go.Figure | None, str, str]]:
         made["allocation"] = figures.allocation(reading, levels, second, target)
         made["residuals"] = figures.residuals(obs, reading, record.repeats)
         if reading.errors:
-            made["rollouts"] = figures.rollouts(obs, reading)
+            made["rollouts"] = figures.rollouts(reading)
     if any(rung.bpb is not None for rung in record.sweep):
         trains = [(rung.run.train, rung.bpb) for rung in record.sweep if rung.bpb is not None]
         tries = [(train.optimizer.lr, float(train.batch_tokens), bpb) for train, bpb in trains]

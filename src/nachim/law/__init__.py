@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nachim.law.laws import LAWS, law_named
     from nachim.law.observe import Observations, concat, read
     from nachim.law.optima import Optima, optima
-    from nachim.law.select import Regime, check_regime
+    from nachim.law.regime import Regime, check_regime
     from nachim.law.study import Allocation, Study, study
     from nachim.law.transfer import Transfer, batch_opt, data_opt, lr_opt, model_opt
 
@@ -43,14 +43,14 @@ _HOME = {
     "Law": "forms",
     "Observations": "observe",
     "Optima": "optima",
-    "Regime": "select",
+    "Regime": "regime",
     "Scale": "forms",
     "Study": "study",
     "Target": "design",
     "Transfer": "transfer",
     "akima": "isoflop",
     "batch_opt": "transfer",
-    "check_regime": "select",
+    "check_regime": "regime",
     "concat": "observe",
     "corpora": "corpora",
     "data_opt": "transfer",

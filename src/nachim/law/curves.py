@@ -231,7 +231,7 @@ def choose(scores: Scores) -> Choice:
     fits = {curve.name: fit_curve(curve, scores) for curve in curves}
     misses: dict[str, list[Array]] = {name: [] for name in fits}
     stretch: list[Array] = []
-    far: list[Array] = []
+    trust: list[Array] = []
     for share in CUTS:
         cut = scores.loss.max() - share * np.ptp(scores.loss)
         seen = scores.loss >= cut
@@ -245,12 +245,12 @@ def choose(scores: Scores) -> Choice:
         mean = np.mean(list(guess.values()), axis=0)
         reach = np.hypot(np.std(list(guess.values()), axis=0), tried["sigmoid"].noise(scores.loss[~seen]))
         stretch.append(np.abs(mean - scores.accuracy[~seen]) / (1.645 * reach))
-        far.append(away)
-    if not far:
+        trust.append(away / away.sum())
+    if not trust:
         return Choice(fits, {name: 1 / len(fits) for name in fits}, {}, 1.0)
     errors = {name: float(np.mean([part.sum() for part in parts])) for name, parts in misses.items()}
     noise = MEAN_ABSOLUTE * float(np.median([one.noise(scores.loss).mean() for one in fits.values()]))
     merit = {name: (error + noise) ** -SHARPNESS for name, error in errors.items()}
     weights = {name: value / sum(merit.values()) for name, value in merit.items()}
-    factor = max(1.0, conformal_factor(np.concatenate(stretch), np.concatenate(far)))
+    factor = max(1.0, conformal_factor(np.concatenate(stretch), np.concatenate(trust)))
     return Choice(fits, weights, errors, factor)

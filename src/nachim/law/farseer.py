@@ -14,7 +14,7 @@ PIVOT = float(np.log(1e10))
 """Log of the tokens at which a point states the data term: amid those of most runs, so that it and the exponent trade
 little. The law changes with the unit of tokens, which is why they are not divided by their mean."""
 STEEPEST = 300.0
-"""Largest log of the data exponent, so that a step too far overflows nothing: no fit comes near."""
+"""Largest log of any of its exponentials, so that a step too far overflows nothing: no fit comes near."""
 BENDS = (-0.15, 0.15)
 EXPONENTS = (0.1, 0.2, 0.35, 0.5)
 FLOORS = (0.5, 0.75, 0.9)
@@ -58,9 +58,13 @@ class Farseer(Law):
 
     def loss(self, theta: Theta, *columns: Array) -> Array:
         x, tokens = columns
-        exponent = np.exp(theta["A"] * x ** np.asarray(theta["a"]) + theta["E"])
-        data = np.exp(theta["B"] * x ** np.asarray(theta["b"]) + theta["Q"])
-        return np.asarray(np.exp(theta["s"] * x ** np.asarray(theta["q"]) + theta["S"]) + data * tokens**-exponent)
+        # Far from any run the powers overflow; held at STEEPEST, they leave numbers.
+        with np.errstate(over="ignore"):
+            level, tilt, power = (
+                np.minimum(theta[name] * x ** np.asarray(theta[bend]) + theta[shift], STEEPEST)
+                for name, bend, shift in (("s", "q", "S"), ("B", "b", "Q"), ("A", "a", "E"))
+            )
+        return np.asarray(np.exp(level) + np.exp(np.clip(tilt - np.exp(power) * np.log(tokens), -STEEPEST, STEEPEST)))
 
     def starts(self, sample: Sample, weight: Array, count: int) -> Array:
         """Starts (count, size): a grid of the floor, of the data exponent and of the bends; level and tilt of the data

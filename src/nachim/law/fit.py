@@ -75,12 +75,12 @@ class Fit:
     def exponents(self) -> dict[str, float]:
         """How the compute-optimal `model` scale and `data` grow with compute (they sum to 1), at the largest fitted.
 
-        Empty for a law that does not read both scale and tokens.
+        Empty for a law that does not read these two alone, or whose loss has no minimum there.
         """
-        if not self.law.allocates:
+        if self.law.inputs != ("x", "tokens"):
             return {}
         model, data = self.law.exponents(self.coefficients, self.flops, self.scale)
-        return {"model": float(model), "data": float(data)}
+        return {"model": float(model), "data": float(data)} if np.isfinite(model) else {}
 
     @property
     def mape(self) -> float:

@@ -1,28 +1,50 @@
 """Prediction intervals: what the parameters, the run noise and the choice of law each leave open.
 
-A prediction is a Monte-Carlo mixture in log loss. Each law brings bootstrap refits in proportion to its
-rollout weight (so laws that disagree widen it), and every draw gets run noise. The band between its
-quantiles is then stretched by a conformal factor learned on growing-budget rollouts.
+A prediction is a mixture of normal distributions in log loss, one for each view (a law under a focus, see
+`nachim.law.select`) by its share: views that disagree widen it, and each brings the uncertainty of its parameters and
+the noise of one run. The central band is then stretched by a conformal factor learned on growing-budget rollouts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from statistics import NormalDist
 
 import numpy as np
+from scipy import special, stats
 
 from nachim.law.forms import Array, Law, Sample
 from nachim.law.solve import minimise
 
 LARGEST_FACTOR = 3.0
-"""Cap of the conformal factor: beyond it the law is wrong (see `select.regime`), not merely uncertain."""
+"""Cap of the conformal factor: beyond it the law is wrong (see `regime`), not merely uncertain."""
+PERFECT = 2.0
+"""How many cuts' worth a perfect band counts beside those seen (see `conformal_factor`)."""
+OUTLYING = 3.0
+"""Residuals count up to so many robust standard deviations."""
+MAD = 1.4826
+"""Standard deviation of a normal distribution over its median absolute deviation."""
 
 
 def noise_sd(residuals: Array, size: int) -> float:
     """Run noise in log units: root mean square residual with n - size degrees of freedom."""
     return float(np.sqrt((residuals**2).sum() / max(1, len(residuals) - size)))
+
+
+def noise_under(residuals: Array, weight: Array, size: int) -> tuple[float, float]:
+    """Run noise in log units of `residuals` (n,) that count by `weight` (n,), and how far few runs widen its 90 % band.
+
+    Residuals are cut at OUTLYING robust standard deviations. The weights are worth (sum w)² / sum w² runs; the second
+    number is Student's quantile, with that less `size` degrees of freedom, over the normal one.
+    """
+    total = weight.sum()
+    order = np.argsort(np.abs(residuals))
+    middle = np.searchsorted(np.cumsum(weight[order]), total / 2)
+    limit = OUTLYING * MAD * abs(residuals[order[min(middle, len(order) - 1)]])
+    inside = np.clip(residuals, -limit, limit)
+    worth = total**2 / (weight**2).sum()
+    freedom = max(1.0, worth - size)
+    sd = math.sqrt((weight * inside**2).sum() / total * worth / freedom)
+    return sd, float(stats.t.ppf(0.95, freedom) / stats.norm.ppf(0.95))
 
 
 def bootstrap(law: Law, sample: Sample, points: Array, weights: Array, draws: int, rng: np.random.Generator) -> Array:
@@ -46,36 +68,38 @@ def bootstrap(law: Law, sample: Sample, points: Array, weights: Array, draws: in
     return refits.reshape(len(points), draws, law.size)
 
 
-def mixture(predictions: Sequence[Array], shares: Sequence[float], noise: float, rng: np.random.Generator) -> Array:
-    """Draws (about draws, n) of log loss: `predictions` (draws, n) of each law by its share, plus noise."""
-    most = max(len(p) for p in predictions)
-    kept = [p[: round(share * most)] for p, share in zip(predictions, shares, strict=True)]
-    pooled = np.concatenate(kept)
-    return pooled + noise * rng.standard_normal(pooled.shape)
+def half_width(level: float, centre: Array, means: Array, spreads: Array, shares: Array) -> Array:
+    """How far to either side of `centre` (...) a mixture of normal distributions holds `level`, (...).
 
-
-def band(draws: Array, centre: Array, level: float, noise: float) -> tuple[Array, Array]:
-    """How far the central `level` of `draws` (m, n) reaches below and above `centre` (n,).
-
-    At least as far as run noise alone does, either way: the forecast of one law may lie outside the mixture.
+    `means` and `spreads` (v, ...) are those of its parts, `shares` (v,) their weights.
     """
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    least = noise * NormalDist().inv_cdf((1 + level) / 2)
-    return np.maximum(centre - low, least), np.maximum(high - centre, least)
+    share = shares.reshape(-1, *[1] * centre.ndim)
+    kept = shares > 0
+    share, means, spreads = share[kept], means[kept], spreads[kept]
+    low = np.zeros_like(centre)
+    high = (np.abs(means - centre) + 10 * spreads).max(axis=0)
+    for _ in range(50):
+        middle = (low + high) / 2
+        above = special.ndtr((centre + middle - means) / spreads)
+        below = special.ndtr((centre - middle - means) / spreads)
+        short = (share * (above - below)).sum(axis=0) < level
+        low, high = np.where(short, middle, low), np.where(short, high, middle)
+    return np.asarray((low + high) / 2)
 
 
-def conformal_factor(scores: Array, far: Array, level: float = 0.9) -> float:
-    """The stretch that would have covered `level` of the rollouts, within [1, LARGEST_FACTOR].
+def conformal_factor(scores: Array, trust: Array, level: float = 0.9) -> float:
+    """The stretch that would have covered `level` of the rollouts, within 1 and LARGEST_FACTOR.
 
-    `scores` (m,) are |error| over half-width, weighted by how `far` (m,) each forecast extrapolated: the
-    factor is for extrapolation. The quantile is ceil((m + 1)·level)/m (split conformal prediction, arXiv
-    2107.07511 section 1, weighted as in arXiv 1904.06019). The forecasts of one cut are not independent, so
-    its guarantee is only approximate here, and coverage is tested. Without scores the factor is 1.
+    `scores` (m,) are |error| over half-width, weighted by `trust` (m,), the dearest cut's summing to 1 (weighted split
+    conformal prediction, arXiv 1904.06019). The quantile is taken over them and PERFECT cuts' worth of scores as a band
+    that holds leaves them: few cuts prove little. The forecasts of one cut are not independent, so the guarantee of
+    split conformal prediction does not carry over; coverage is tested. Without scores the factor is 1.
     """
     if not len(scores):
         return 1.0
-    rank = min(1.0, math.ceil((len(scores) + 1) * level) / len(scores))
-    stretch = np.quantile(scores, rank, weights=far, method="inverted_cdf")
+    perfect = stats.halfnorm.ppf((np.arange(100) + 0.5) / 100) / stats.norm.ppf((1 + level) / 2)
+    every, weight = np.append(scores, perfect), np.append(trust, np.full(100, PERFECT / 100))
+    stretch = np.quantile(every, level, weights=weight, method="inverted_cdf")
     return float(np.clip(stretch, 1.0, LARGEST_FACTOR))
 
 

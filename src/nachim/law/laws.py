@@ -16,7 +16,6 @@ from nachim.spec.error import UserError, nearest
 
 LAWS: dict[str, Law] = {law.name: law for law in (Chinchilla(), Coupled())}
 """The laws over scale and tokens for any table, among which "auto" chooses; fewest coefficients first."""
-
 SPECIAL = (
     Kaplan(),
     Overtraining(),
@@ -34,6 +33,9 @@ SPECIAL = (
 )
 ALL: dict[str, Law] = LAWS | {law.name: law for law in SPECIAL}
 """Every law that can be fitted by name, also those that read other columns."""
+LARGER = {name: ALL[name] for name in ("farseer",)}
+"""Laws that take part in the forecasts of tables large enough for them (see `nachim.law.study.RUNS_EACH`), not in what
+is reported of coefficients and optima: they have none that mean as much."""
 
 
 def law_named(name: str) -> Law:

@@ -8,16 +8,43 @@ from dataclasses import dataclass
 import numpy as np
 
 from nachim.law.fit import Fit, fit, sample_of, shortfall
-from nachim.law.forms import Array, Scale
-from nachim.law.interval import band, bootstrap, conformal_factor, mixture, noise_sd, quantiles
-from nachim.law.laws import LAWS, law_named
+from nachim.law.forms import FLOPS_PER_UNIT, Array, Law, Sample, Scale
+from nachim.law.interval import bootstrap, conformal_factor, half_width, noise_sd, quantiles
+from nachim.law.laws import LARGER, LAWS, law_named
 from nachim.law.observe import Observations
-from nachim.law.select import Regime, favoured, law_weights, regime, roll, rollout_scores
+from nachim.law.regime import Regime, regime
+from nachim.law.select import (
+    FOCI,
+    SPARE,
+    Drift,
+    Rollouts,
+    Shares,
+    Views,
+    alike,
+    drift,
+    favoured,
+    law_weights,
+    look,
+    only,
+    refocus,
+    roll,
+    rollout_scores,
+    view_shares,
+    weights_of,
+)
 from nachim.spec.error import UserError
 
 DRAWS = 200
 WORK = 250_000
 """Upper bound of runs x draws in a bootstrap: very large tables need fewer draws, and get fewer."""
+RUNS_EACH = 4
+"""A larger law takes part where the table holds so many runs for each of its coefficients."""
+TIE = 0.75
+"""A law with less than this share is not told from the next."""
+CLEAR = 4.0
+"""How many run noises two forecasts must lie apart for a few runs to tell which is right."""
+FARTHER = 10.0
+"""How far beyond the dearest run, in compute, laws that tie are compared."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +58,32 @@ class Allocation:
     tokens_interval: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Held:
+    """How `n` runs that were not fitted were forecast, in percent: the mean absolute error, how many lie inside their
+    90 % intervals, and the median width of these."""
+
+    n: int
+    mape: float
+    coverage90: float
+    median_width: float
+
+
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What a table of runs says. `fit` is the chosen law's; `fits` holds every law that the runs determine,
-    `weights` its share in the disagreement between laws, `errors` its rollout error in percent (empty where
-    no rollout was possible). `noise` is the run noise in log units; `factor` the conformal stretch."""
+    """What a table of runs says.
+
+    `fit` is the chosen law's fit to all runs alike, whose coefficients are reported; `fits` holds every law of optima
+    that the runs determine, `refits` its bootstrap refits and `weights` its share among them. `errors` is the rollout
+    error of every law in percent (empty where no rollout was possible).
+
+    Forecasts are of `views`: each law, the larger ones too, under every focus (see `nachim.law.select`). Their mean by
+    the shares `lead`, and the `drift` that the rollouts showed, is the forecast; all of them by `shares` make its
+    interval. `noise` is the run
+    noise in log units; `factor` the conformal stretch; `coverage` how many of the rollouts' forecasts, in percent, the
+    intervals so stretched contain (None without rollouts). `top` is the dearest compute fitted. `undecided` says why
+    the runs cannot tell laws apart, where they cannot.
+    """
 
     fit: Fit
     fits: Mapping[str, Fit]
@@ -43,9 +91,17 @@ class Study:
     errors: Mapping[str, float]
     noise: float
     factor: float
+    coverage: float | None
     regime: Regime | None
     refits: Mapping[str, Array]
     seed: int
+    views: Mapping[str, Views]
+    lead: Shares
+    shares: Shares
+    drift: Drift
+    rollouts: Rollouts
+    top: float
+    undecided: str | None = None
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -65,33 +121,71 @@ class Study:
 
     @property
     def exponents_interval90(self) -> dict[str, tuple[float, float]]:
-        """90 % interval of the `model` and `data` exponents over all laws, by weight."""
-        pairs = [self.fits[name].law.exponents(self._theta(self.fits[name])) for name in self.fits]
+        """90 % interval of the `model` and `data` exponents over all laws, by weight; empty where `exponents` is."""
+        if not self.exponents:
+            return {}
+        pairs = [one.law.exponents(self._theta(one), one.flops, one.scale) for one in self.fits.values()]
         model = self._pool([pair[0] for pair in pairs])
+        model = model[np.isfinite(model)]
         return {"model": quantiles(model), "data": quantiles(1 - model)}
 
-    def predict(self, x: Array | float, tokens: Array | float, level: float = 0.9) -> tuple[Array, Array, Array]:
+    def predict(
+        self, x: Array | float, tokens: Array | float, level: float = 0.9, **others: Array | float
+    ) -> tuple[Array, Array, Array]:
         """Loss at scale `x` and `tokens`, with the `level` prediction interval of one run: point, low, high.
 
-        The point is the mean of log loss over the laws, by their weights: where the rollouts cannot tell two laws
-        apart, neither alone is the forecast.
+        `others` are what a law asked for by name reads beside them. The point is the mean of log loss over the views by
+        their shares: where the rollouts cannot tell two laws apart, neither alone is the forecast.
 
-        Raises UserError when a scale or a token count is not positive.
+        Raises UserError when a number is not positive, or one that a law reads is missing.
         """
         if not (np.all(np.asarray(x) > 0) and np.all(np.asarray(tokens) > 0)):
             raise UserError("a forecast needs a positive model scale and a positive number of tokens")
-        log_x, log_tokens = np.broadcast_arrays(np.log(np.asarray(x, float)), np.log(np.asarray(tokens, float)))
-        units = self.fit.sample.units
-        inputs = (log_x.ravel() - np.log(units.x), log_tokens.ravel() - np.log(units.tokens))
-        points = [one.law.value(one.point, *inputs) for one in self.fits.values()]
-        centre = np.average(points, axis=0, weights=list(self.weights.values()))
-        parts = [self.fits[name].law.value(self.refits[name], *inputs) for name in self.fits]
-        rng = np.random.default_rng(self.seed)
-        draws = mixture(parts, list(self.weights.values()), self.noise, rng)
-        below, above = band(draws, centre, level, self.noise)
-        ends = (centre, centre - self.factor * below, centre + self.factor * above)
-        point, low, high = (units.loss * np.exp(end).reshape(log_x.shape) for end in ends)
+        product = FLOPS_PER_UNIT[self.fit.scale] * np.asarray(x, float) * np.asarray(tokens, float)
+        given = {"flops": product, **others, "x": x, "tokens": tokens}
+        columns = dict(
+            zip(given, np.broadcast_arrays(*(np.asarray(each, float) for each in given.values())), strict=True)
+        )
+        shape = columns["x"].shape
+        logs = {name: np.log(column.ravel()) for name, column in columns.items()}
+        seen = {name: self._seen(name, logs) for name in self.views}
+        far = logs["flops"] - np.log(self.top)
+        shift = self.drift.at(far)
+        centre = sum(self.lead[name] @ seen[name][0] for name in self.lead) + shift
+        means = np.concatenate([mean + shift for mean, _ in seen.values()])
+        spreads = np.concatenate([spread for _, spread in seen.values()])
+        shares = np.concatenate([self.shares[name] for name in seen])
+        reach = self.factor * half_width(level, centre, means, spreads, shares)
+        unit = self.fit.sample.units.loss
+        point, low, high = (unit * np.exp(end).reshape(shape) for end in (centre, centre - reach, centre + reach))
         return point, low, high
+
+    def _seen(self, name: str, logs: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Log loss and standard deviation of one run, (foci, n), of the views of a law."""
+        views = self.views[name]
+        law, units = views.law, views.units
+        if missing := [each for each in law.inputs if each not in logs]:
+            raise UserError(f"a forecast by the {name} law also needs {' and '.join(missing)}")
+        inputs = tuple(logs[each] - np.log(units.of(each)) for each in law.inputs)
+        mean, spread = views.at(inputs)
+        if not law.allocates or law.inputs != ("x", "tokens"):
+            return mean, views.spread(spread, np.zeros(mean.shape[1]))
+        theta = {key: value[:, None] for key, value in law.coefficients(views.points, units).items()}
+        best = law.allocation(theta, np.exp(logs["flops"]), self.fit.scale)
+        least = np.log(law.predict(theta, *best) / units.loss)
+        return mean, views.spread(spread, np.maximum(np.nan_to_num(mean - least), 0.0))
+
+    def held_out(self, unseen: Observations) -> Held:
+        """How the runs `unseen` are forecast. Raises UserError when they lack a column that the law reads."""
+        scale, inputs = self.fit.scale, self.fit.law.inputs
+        others = {name: unseen.column(name, scale) for name in inputs if name not in ("x", "tokens")}
+        point, low, high = self.predict(unseen.x(scale), unseen.tokens, **others)
+        return Held(
+            n=len(unseen),
+            mape=float(100 * np.mean(np.abs(point / unseen.loss - 1))),
+            coverage90=float(100 * np.mean((low <= unseen.loss) & (unseen.loss <= high))),
+            median_width=float(100 * np.median((high - low) / point)),
+        )
 
     def allocation(self, flops: float) -> Allocation:
         """Optimal scale and tokens at compute `flops`, with 90 % intervals over all laws, by weight.
@@ -134,33 +228,94 @@ def study(
     tables). Raises UserError when the runs determine no law, or not the one named.
     """
     scale = scale or obs.scales[0]
-    sample = sample_of(obs, scale)
-    if law != "auto" and (reason := shortfall(sample, law_named(law))):
-        raise UserError(reason)
-    laws = {name: one for name, one in LAWS.items() if not shortfall(sample, one)}
-    if not laws:
-        raise UserError(str(shortfall(sample, next(iter(LAWS.values())))))
+    laws, samples = _determined(obs, law, scale)
+    rollouts = roll(laws, samples, obs.flops, noise or 0.0)
+    if not len(rollouts.cuts):
+        laws = {each: one for each, one in laws.items() if each not in LARGER or each == law}
+    shares = view_shares(rollouts, laws)
+    lead = shares if law == "auto" else only(shares, law)
+    if not len(rollouts.cuts):
+        shares = alike(laws)
+    shares = shares if law == "auto" else favoured(shares, law)
+    every = {each: fit(obs, one, scale) for each, one in laws.items()}
+    fits = {each: one for each, one in every.items() if each in LAWS or each == law}
+    weights = law_weights(shares, fits)
+    name = law if law != "auto" else max(fits, key=lambda each: weights[each])
     rng = np.random.default_rng(seed)
-    rollouts = roll(laws, sample, obs.flops, rng)
-    weights = law_weights(rollouts, laws)
-    name = max(weights, key=lambda each: weights[each]) if law == "auto" else law
-    weights = weights if law == "auto" else favoured(weights, law)
-    reach = rollouts.bands(name, weights, noise, rng)
-    fits = {each: fit(obs, one, scale) for each, one in laws.items()}
+    views = {each: _views(one, obs.flops, noise or 0.0) for each, one in every.items()}
     count = draws or max(40, min(DRAWS, WORK // len(obs)))
     refits = {
-        each: bootstrap(laws[each], sample, one.point[None], sample.weight[None], count, rng)[0]
+        each: bootstrap(one.law, one.sample, one.point[None], one.sample.weight[None], count, rng)[0]
         for each, one in fits.items()
     }
-    own = noise_sd(fits[name].residuals[sample.weight > 0], laws[name].size)
+    rms = noise_sd(fits[name].residuals[fits[name].sample.weight > 0], laws[name].size)
+    scores, trust = rollout_scores(rollouts, lead, shares)
+    factor = conformal_factor(scores, trust)
+    run_noise = float(sum(share @ views[each].noise for each, share in lead.items()))
     return Study(
         fit=fits[name],
         fits=fits,
         weights=weights,
-        errors={each: 100 * rollouts.score(each) for each in laws} if len(rollouts.cuts) else {},
-        noise=max(own, noise or 0.0),
-        factor=conformal_factor(*rollout_scores(rollouts, name, reach)),
-        regime=regime(rollouts, name, reach, own, noise or 0.0),
+        errors={each: 100 * rollouts.error(each, shares) for each in laws} if len(rollouts.cuts) else {},
+        noise=run_noise,
+        factor=factor,
+        coverage=float(100 * trust[scores <= factor].sum() / trust.sum()) if len(scores) else None,
+        regime=regime(rollouts, name, weights, rms, noise or 0.0),
         refits=refits,
         seed=seed,
+        views=views,
+        lead=lead,
+        shares=shares,
+        drift=drift(rollouts, rollouts.mean(lead)),
+        rollouts=rollouts,
+        top=float((FLOPS_PER_UNIT[scale] * obs.x(scale) * obs.tokens)[obs.weight > 0].max()),
+        undecided=_undecided(every, law_weights(shares), rollouts, run_noise) if law == "auto" else None,
+    )
+
+
+def _determined(obs: Observations, law: str, scale: Scale) -> tuple[dict[str, Law], dict[str, Sample]]:
+    """The laws that the runs determine, the one named among them, and the runs as each sees them."""
+    asked = {} if law == "auto" else {law: law_named(law)}
+    many = (obs.weight > 0).sum()
+    tried = LAWS | {name: one for name, one in LARGER.items() if many >= RUNS_EACH * one.size} | asked
+    samples = {name: sample_of(obs, scale, one) for name, one in tried.items()}
+    reasons = {name: shortfall(samples[name], one) for name, one in tried.items()}
+    if law != "auto" and (reason := reasons[law]):
+        raise UserError(reason)
+    laws = {name: one for name, one in tried.items() if not reasons[name]}
+    if not laws:
+        raise UserError(str(next(iter(reasons.values()))))
+    return laws, {name: samples[name] for name in laws}
+
+
+def _views(one: Fit, flops: Array, noise: float) -> Views:
+    """The fit and its law's fits under every other focus."""
+    sample = one.sample
+    weights = weights_of(sample, flops, sample.weight > 0, one.law)
+    points = refocus(one.law, sample, weights[None], one.point[None])[0]
+    return look(one.law, sample, weights, points, noise, np.array([focus.depth for focus in FOCI]))
+
+
+def _undecided(fits: Mapping[str, Fit], weights: Mapping[str, float], rollouts: Rollouts, noise: float) -> str | None:
+    """Why the runs cannot tell the laws apart, and what would; None where they can, or where it would not matter."""
+    if not len(rollouts.cuts):
+        need = max(one.law.size for one in fits.values()) + SPARE
+        return (
+            f"no rollout was possible, so no law was tested: {need} runs or more are needed below the dearest budgets, "
+            f"and two there"
+        )
+    ordered = sorted(weights, key=lambda each: -weights[each])
+    first, second = (fits[name] for name in (ordered * 2)[:2])
+    if weights[ordered[0]] >= TIE or len(ordered) < 2:
+        return None
+    flops = rollouts.flops.max() * np.geomspace(1, FARTHER, 11)
+    where = first.allocation(flops)
+    apart = np.abs(np.log(first.predict(*where) / second.predict(*where)))
+    if not apart[-1] > CLEAR * noise:
+        return None
+    tells = float(flops[int(np.argmax(apart > CLEAR * noise))])
+    return (
+        f"the rollouts do not tell the laws {ordered[0]} and {ordered[1]} apart, and at {FARTHER:g} times the dearest "
+        f"compute they differ by {100 * np.expm1(apart[-1]):.2g} %: the forecast is their mean; runs near the optimum "
+        f"at {tells:.2g} FLOPs would tell"
     )
