@@ -13,6 +13,7 @@ CompleteP. In width alone CompleteP is muP; in depth alone muP is the standard o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,12 +47,12 @@ BATCH, STEPS, WARMUP_STEPS = 1024, 300, 32
 BASE = (32, 2)
 AXES = {"width": ((32, 2), (64, 2), (128, 2)), "depth": ((32, 2), (32, 4), (32, 8))}
 """(d_model, n_layers) of every shape, the base first."""
+LARGEST = tuple(models[-1] for models in AXES.values())
 SMALL = ((32, 2), (64, 2), (32, 4))
 """Shapes whose standard sweeps a law of `nachim transfer` is fitted to; it then gives the largest ones their rates."""
 CENTRE = -6
 """Sweeps begin at learning rates of two to this power."""
-PASSES = ((0, 1), (1, 1), (2, 1))
-"""(seed, reach): what is swept first, and how many rates on either side of the best one are asked for."""
+SEEDS = (0, 1, 2)
 
 LEGEND = {"orientation": "h", "y": 1, "yref": "container", "yanchor": "top"}
 COLOURS = {True: "#c8498f", False: "#0f766e"}
@@ -130,23 +131,33 @@ class Cell:
                 found[exponent] = np.inf
         return found
 
-    def missing(self, reach: int) -> list[int]:
-        """Rates to run before `reach` of them lie on either side of the best."""
+    def missing(self) -> list[int]:
+        """Rates to run before the best has one on either side, and the base's best rate, for the largest shapes, too.
+
+        A later seed begins where the first one's best was.
+        """
         found = self.losses()
-        best = min(found, key=found.__getitem__) if found else CENTRE
-        return [e for e in range(best - reach, best + reach + 1) if e not in found]
+        asked = set(around(found or replace(self, seed=0).losses()))
+        if self.model in LARGEST and not (base := replace(self, model=BASE)).missing():
+            place = vertex(base.losses())[0]
+            asked |= {math.floor(place), math.ceil(place)}
+        return sorted(asked - found.keys())
+
+
+def around(found: Sweep) -> range:
+    """The best rate of a sweep and one on either side; where nothing was swept, those about the centre."""
+    best = min(found, key=found.__getitem__) if found else CENTRE
+    return range(best - 1, best + 2)
 
 
 def sweep(root: Path, names: list[str], workers: int) -> None:
-    """Carry out every run that the passes ask for."""
+    """Carry out every run that the sweeps ask for, seed by seed."""
     models = dict.fromkeys(model for models in AXES.values() for model in models)
     with TerminalView() as view:
-        for seed, reach in PASSES:
+        for seed in SEEDS:
             cells = [Cell(root, name, model, seed) for name in names for model in models]
-            while asked := {
-                (cell.folder, cell.run(exponent)): None for cell in cells for exponent in cell.missing(reach)
-            }:
-                view.stage(f"seed {seed}, {reach} on either side: {len(asked)} runs")
+            while asked := {(cell.folder, cell.run(exponent)): None for cell in cells for exponent in cell.missing()}:
+                view.stage(f"seed {seed}: {len(asked)} runs")
                 for folder in dict.fromkeys(folder for folder, _ in asked):
                     chains = [Chain(runs=(run,)) for where, run in asked if where == folder]
                     carry_out_all(chains, folder, Place(cache=CACHE), workers, view.event)
@@ -173,9 +184,9 @@ def at(losses: Sweep, place: float) -> float:
 
 def bracketed(root: Path, name: str, model: tuple[int, int]) -> Iterator[tuple[int, Sweep]]:
     """(seed, sweep) of every seed whose best rate lies inside its sweep."""
-    for seed in dict.fromkeys(seed for seed, _ in PASSES):
+    for seed in SEEDS:
         cell = Cell(root, name, model, seed)
-        if (found := cell.losses()) and not cell.missing(1):
+        if (found := cell.losses()) and not cell.missing():
             yield seed, found
 
 
