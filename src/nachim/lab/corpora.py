@@ -12,6 +12,7 @@ import numpy as np
 from nachim.lab.size import Plan
 from nachim.lab.study import Study
 from nachim.law import Observations, concat, read
+from nachim.spec import UserError
 
 COMMON = ("machine.json", "pace.json", "plan.json")
 """What all studies take from the one that is planned: shapes, budgets and design, and the speed they rest on."""
@@ -21,7 +22,7 @@ def plan_all(studies: Mapping[str, Study]) -> Plan:
     """One plan for every corpus: that of the smallest, which no other then runs out of. Each folder holds it."""
     for study in studies.values():
         study.claim()
-    unique = {name: study.corpus().unique_tokens for name, study in studies.items()}
+    unique = {name: _unique(name, study) for name, study in studies.items()}
     first = studies[min(unique, key=lambda name: unique[name])]
     plan = first.plan()
     for study in studies.values():
@@ -29,6 +30,13 @@ def plan_all(studies: Mapping[str, Study]) -> Plan:
             if not (study.root / name).exists():
                 shutil.copyfile(first.root / name, study.root / name)
     return plan
+
+
+def _unique(name: str, study: Study) -> int:
+    try:
+        return study.corpus().unique_tokens
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def climb_all(studies: Mapping[str, Study], plan: Plan, table: Path) -> Observations:

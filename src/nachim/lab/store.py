@@ -10,6 +10,7 @@ import numpy as np
 
 from nachim.lab.ladder import Ladder, name_of
 from nachim.lab.work import result_of
+from nachim.law.flag import find
 from nachim.law.observe import Observations
 from nachim.spec import Run, UserError
 
@@ -31,6 +32,15 @@ def finished(root: Path, runs: Sequence[Run]) -> list[tuple[Run, dict[str, Any]]
 def diverged(root: Path, ladder: Ladder) -> list[str]:
     """Names of the runs under `root` that their guard stopped."""
     return [name for run in ladder.runs if (root / (name := name_of(run)) / "diverged.json").exists()]
+
+
+def doubts(root: Path, ladder: Ladder, observed: Observations) -> list[str]:
+    """Sentences on rungs that a reader should look at: those under `root` that diverged and are not in `observed`, and
+    its rows that `nachim.law.flag` finds diverged, under-tuned or off the others."""
+    found = [f"observations.csv, {flag}" for flag in find(observed)]
+    if lost := diverged(root, ladder):
+        found.insert(0, f"diverged, and left out of the law: {', '.join(lost)}")
+    return found
 
 
 def observe(root: Path, runs: Sequence[Run]) -> Observations:

@@ -26,7 +26,7 @@ from nachim.lab.launch.local import Event, carry_out_all, event_of
 from nachim.lab.recipe import Recipe
 from nachim.lab.size import REACH, Pace, Plan, anchored, chain_seconds, repeat, size, total, useful
 from nachim.lab.speed import measure_throughput
-from nachim.lab.store import diverged, finished, observe, run_noise
+from nachim.lab.store import diverged, doubts, finished, observe, run_noise
 from nachim.lab.sweep import settle
 from nachim.lab.verdict import judge
 from nachim.lab.work import Place, carry_out, result_of
@@ -240,7 +240,10 @@ class Study:
             return
         self.view.stage("ladder", plan.ladder_seconds)
         self._carry_out(ladder, "ladder")
-        observe(self.root / "ladder", ladder.runs).write(table)
+        observed = observe(self.root / "ladder", ladder.runs)
+        for doubt in doubts(self.root / "ladder", ladder, observed):
+            self.view.say(doubt)
+        observed.write(table)
 
     def summary(self) -> dict[str, Any]:
         """The finished study in one object."""
