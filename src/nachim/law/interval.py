@@ -71,13 +71,13 @@ def bootstrap(law: Law, sample: Sample, points: Array, weights: Array, draws: in
 def half_width(level: float, centre: Array, means: Array, spreads: Array, shares: Array) -> Array:
     """How far to either side of `centre` (...) a mixture of normal distributions holds `level`, (...).
 
-    `means` and `spreads` (v, ...) are those of its parts, `shares` (v,) their weights.
+    `means` and `spreads` (v, ...) are those of its parts, `shares` (v,) or (v, ...) their weights.
     """
-    share = shares.reshape(-1, *[1] * centre.ndim)
-    kept = shares > 0
+    share = shares.reshape(*shares.shape, *[1] * (means.ndim - shares.ndim))
+    kept = (share > 0).reshape(len(share), -1).any(axis=1)
     share, means, spreads = share[kept], means[kept], spreads[kept]
     low = np.zeros_like(centre)
-    high = (np.abs(means - centre) + 10 * spreads).max(axis=0)
+    high = np.where(share > 0, np.abs(means - centre) + 10 * spreads, 0.0).max(axis=0)
     for _ in range(50):
         middle = (low + high) / 2
         above = special.ndtr((centre + middle - means) / spreads)

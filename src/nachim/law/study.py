@@ -39,6 +39,8 @@ WORK = 250_000
 """Upper bound of runs x draws in a bootstrap: very large tables need fewer draws, and get fewer."""
 RUNS_EACH = 4
 """A larger law takes part where the table holds so many runs for each of its coefficients."""
+TRACE = 1e-9
+"""Shares that sum to less tell their laws apart no more."""
 TIE = 0.75
 """A law with less than this share is not told from the next."""
 CLEAR = 4.0
@@ -79,7 +81,7 @@ class Study:
 
     Forecasts are of `views`: each law, the larger ones too, under every focus (see `nachim.law.select`). Their mean by
     the shares `lead`, and the `drift` that the rollouts showed, is the forecast; all of them by `shares` make its
-    interval. `noise` is the run
+    interval; larger laws have no share in forecasts farther beyond the runs than the rollouts went. `noise` is the run
     noise in log units; `factor` the conformal stretch; `coverage` how many of the rollouts' forecasts, in percent, the
     intervals so stretched contain (None without rollouts). `top` is the dearest compute fitted. `undecided` says why
     the runs cannot tell laws apart, where they cannot.
@@ -151,14 +153,22 @@ class Study:
         seen = {name: self._seen(name, logs) for name in self.views}
         far = logs["flops"] - np.log(self.top)
         shift = self.drift.at(far)
-        centre = sum(self.lead[name] @ seen[name][0] for name in self.lead) + shift
-        means = np.concatenate([mean + shift for mean, _ in seen.values()])
-        spreads = np.concatenate([spread for _, spread in seen.values()])
-        shares = np.concatenate([self.shares[name] for name in seen])
-        reach = self.factor * half_width(level, centre, means, spreads, shares)
+        lead, shares = self._within(self.lead, far), self._within(self.shares, far)
+        centre = sum((share * seen[name][0]).sum(axis=0) for name, share in lead.items()) + shift
+        means = np.concatenate([seen[name][0] + shift for name in shares])
+        spreads = np.concatenate([seen[name][1] for name in shares])
+        reach = self.factor * half_width(level, centre, means, spreads, np.concatenate(list(shares.values())))
         unit = self.fit.sample.units.loss
         point, low, high = (unit * np.exp(end).reshape(shape) for end in (centre, centre - reach, centre + reach))
         return point, low, high
+
+    def _within(self, shares: Shares, far: Array) -> dict[str, Array]:
+        """The shares, each (foci, n), of forecasts that reach `far` (n,): a larger law's end where no rollout went."""
+        tried = far <= self.rollouts.far.max(initial=0.0)
+        each = {name: share[:, None] * (tried | (name in self.fits)) for name, share in shares.items()}
+        total = sum(share.sum(axis=0) for share in each.values())
+        even = {name: (name in self.fits) / len(FOCI) / len(self.fits) for name in shares}
+        return {name: np.where(total > TRACE, s / np.maximum(total, TRACE), even[name]) for name, s in each.items()}
 
     def _seen(self, name: str, logs: Mapping[str, Array]) -> tuple[Array, Array]:
         """Log loss and standard deviation of one run, (foci, n), of the views of a law."""
@@ -269,7 +279,7 @@ def study(
         drift=drift(rollouts, rollouts.mean(lead)),
         rollouts=rollouts,
         top=float((FLOPS_PER_UNIT[scale] * obs.x(scale) * obs.tokens)[obs.weight > 0].max()),
-        undecided=_undecided(every, law_weights(shares), rollouts, run_noise) if law == "auto" else None,
+        undecided=_undecided(fits, weights, rollouts, run_noise) if law == "auto" else None,
     )
 
 
