@@ -167,8 +167,7 @@ def test_run_noise_is_not_that_of_outliers():
 
 def test_a_larger_law_forecasts_large_tables_and_is_not_reported():
     """On a surface that neither closed form follows, the mean of all views is nearer than the reported law alone."""
-    made = runs("farseer", 0.001)
-    every = Observations(made.tokens, made.loss, params=made.params)
+    every = runs("farseer", 0.001)
     dear = every.flops >= np.quantile(every.flops, 0.85)
     reading, unseen = study(every.subset(~dear), draws=40), every.subset(dear)
     assert reading.fit.law.name in LAWS

@@ -169,7 +169,8 @@ class Law(ABC):
 
     def allocation(self, theta: Theta, flops: Array | float, scale: Scale, **others: float) -> tuple[Array, Array]:
         """Scale and tokens that minimise loss at compute `flops`, with the `others` inputs held; found on ever finer
-        grids of log x, to 1e-7 of x. NaN where loss has no minimum inside (C^0.02 to C^0.98).
+        grids of log x, to 1e-7 of x: the lowest of the minima inside (C^0.02 to C^0.98), NaN where there is none. At
+        the ends, a model of one token or of one parameter, a surface means nothing.
 
         Raises UserError for a law that does not read both scale and tokens.
         """
@@ -183,10 +184,16 @@ class Law(ABC):
         for zoom in range(6):
             grid = np.linspace(low, high, 129, axis=-1)
             loss = self.predict(columns, **{"x": np.exp(grid), "tokens": np.exp(product[..., None] - grid)}, **others)
+            if zoom == 0:
+                middle = loss[..., 1:-1]
+                valley = (middle < loss[..., :-2]) & (middle < loss[..., 2:])
+                loss = np.pad(
+                    np.where(valley, middle, np.inf), [(0, 0)] * len(shape) + [(1, 1)], constant_values=np.inf
+                )
             lowest = loss.argmin(axis=-1)
             centre = np.take_along_axis(grid, lowest[..., None], axis=-1)[..., 0]
             if zoom == 0:
-                centre = np.where((lowest == 0) | (lowest == 128), np.nan, centre)
+                centre = np.where(lowest == 0, np.nan, centre)
             low, high = centre - (high - low) / 128, centre + (high - low) / 128
         return np.exp(centre), np.exp(product - centre)
 
