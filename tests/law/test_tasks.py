@@ -7,7 +7,7 @@ import pytest
 
 from nachim.law import Observations
 from nachim.law.curves import CURVES, Scores, choose, fit_curve
-from nachim.law.tasks import read_tasks, task_of, tasks
+from nachim.law.tasks import read_targets, read_tasks, task_of, tasks
 from nachim.spec.error import UserError
 from tests.law.answers import answered, loss_at, right_at
 
@@ -134,7 +134,7 @@ def test_the_table_is_read_by_task(tmp_path):
     path.write_text("flops,task_loss\n1e20,1\n")
     with pytest.raises(UserError, match=r"tasks\.csv: there is no column 'accuracy'"):
         read_tasks(path)
-    assert len(read_tasks(path, targets=True)["task"]) == 1
+    assert len(read_targets(path, ["a"])["a"]) == 1
     path.write_text("flops,task_loss,accuracy\n1e20,1,25\n")
     with pytest.raises(UserError, match="row 1, column 'accuracy': 25 is no share"):
         read_tasks(path)

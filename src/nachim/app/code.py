@@ -26,6 +26,11 @@ def function_in(source: Path, default: str) -> tuple[str, Callable[..., Any]]:
     known = runpy.run_path(str(path))
     found = known.get(name)
     if not callable(found):
-        functions = [key for key, value in known.items() if isinstance(value, types.FunctionType)]
+        functions = [key for key, value in known.items() if _is_own(value)]
         raise UserError(f"{path} has no function {name!r}{nearest(name, functions)}")
     return name, found
+
+
+def _is_own(value: object) -> bool:
+    """Whether `value` is a function that the file defines, not one that it imports."""
+    return isinstance(value, types.FunctionType) and value.__module__ == "<run_path>"

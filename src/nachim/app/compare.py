@@ -22,14 +22,14 @@ SURE = 0.05
 
 
 def compare(
-    base: Annotated[Path, tyro.conf.Positional],
-    ideas: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    base: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BASE")],
+    ideas: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IDEA...")] = (),
     out: Annotated[Path | None, tyro.conf.arg(metavar="PAGE.html")] = None,
     json: bool = False,
 ) -> int:
     """Say what an idea is worth: how many times more compute the baseline needs to reach the idea's loss.
 
-    BASE and IDEAS are ladders: a table of runs (CSV or parquet with `tokens`, `loss` and `params` or
+    BASE and each IDEA are ladders: a table of runs (CSV or parquet with `tokens`, `loss` and `params` or
     `flops_per_token`; better with `seed` and `group`), a folder made by `nachim ladder`, or a folder of finished runs.
     Runs of the same shape, tokens and seed are compared in pairs, which takes out the noise they share.
 
@@ -37,14 +37,16 @@ def compare(
     more with it, into a folder of that name beside BASE, and the same command goes on where it was.
 
     The multiplier has a 95 % interval at each scale; its trend says whether the gain grows or vanishes with compute.
-    With several ideas, q is the p-value with false discoveries controlled over all of them.
+    With several ideas, q is the p-value with false discoveries controlled over all of them. Losses must be of the same
+    text, in the same unit.
 
     Example: nachim compare runs/base runs/idea
-    Example: nachim compare runs/base ideas/previous_key.py:without --out worth.html
+
+    Example: nachim compare runs/base ideas/compare_previous_key.py:without_previous_key --out worth.html
 
     Args:
         base: The baseline's ladder.
-        ideas: One ladder or more, or functions that change a run, each compared with the baseline.
+        ideas: One ladder or more, or functions that change a run (FILE.py:NAME), each compared with the baseline.
         out: Write a page with the curve of multiplier against compute, one file that needs no network.
         json: Print one JSON object: that of the idea, or for several `{"ideas": [...]}`.
     """
@@ -52,13 +54,9 @@ def compare(
 
     if not ideas:
         raise UserError(f"nothing to compare with {base}: name the ladder of at least one idea")
-    folders = [_trained(base, idea) if is_code(idea) else idea for idea in ideas]
-    names = _names(folders)
-    found = compare_all(open_ladder(base), {n: open_ladder(f) for n, f in zip(names, folders, strict=True)})
-    told = [
-        {"baseline": str(base), "idea": str(folder), **summarise(worth)}
-        for folder, worth in zip(folders, found.values(), strict=True)
-    ]
+    folders = dict(zip(_names(ideas), (_trained(base, idea) if is_code(idea) else idea for idea in ideas), strict=True))
+    found = compare_all(open_ladder(base), {name: open_ladder(folder) for name, folder in folders.items()})
+    told = [{"baseline": str(base), "idea": str(folders[name]), **summarise(found[name])} for name in found]
     if out is not None:
         from nachim.app.compare_page import write_page
 
@@ -85,6 +83,7 @@ def summarise(worth: Worth) -> dict[str, Any]:
         "trend_low": worth.trend_interval and worth.trend_interval[0],
         "trend_high": worth.trend_interval and worth.trend_interval[1],
         "trend_p": worth.trend_p,
+        "trend_q": worth.trend_q,
         "scales": [dict(zip(("flops", "multiplier", "low", "high"), each, strict=True)) for each in scales],
         "pairs": worth.pairs,
         "unpaired": worth.unpaired,
@@ -97,25 +96,40 @@ def summarise(worth: Worth) -> dict[str, Any]:
 
 def verdict(name: str, worth: Worth) -> str:
     """What an idea is worth, in one sentence."""
+    ends = f"between {worth.low:.3g} and {worth.high:.3g}"
     if worth.q >= SURE:
-        told = f"{name}: no worth shown; the multiplier of compute lies between {worth.low:.3g} and {worth.high:.3g}"
+        told = f"{name}: no worth shown; the multiplier of compute lies {ends}"
     elif worth.multiplier > 1:
-        told = f"{name} saves compute: the baseline needs {worth.multiplier:.3g} times as much for the same loss"
+        told = f"{name} saves compute: the baseline needs {worth.multiplier:.3g} times as much ({ends}) for its loss"
     else:
-        told = f"{name} costs compute: it needs {1 / worth.multiplier:.3g} times as much as the baseline"
-    if worth.trend is None or worth.trend_p is None or worth.trend_p >= SURE:
+        ends = f"between {1 / worth.high:.3g} and {1 / worth.low:.3g}"
+        told = f"{name} costs compute: it needs {1 / worth.multiplier:.3g} times as much ({ends}) as the baseline"
+    if worth.trend is None:
+        return f"{told}; runs of one cost show no trend with scale."
+    if worth.trend_q is None or worth.trend_q >= SURE:
         return f"{told}; no trend with scale is shown."
     far = abs(worth.at(worth.scales[-1:])[0][0] - 1) >= abs(worth.at(worth.scales[:1])[0][0] - 1)
     return f"{told}; the difference {'grows' if far else 'vanishes'} with scale."
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, or the whole path where those are not distinct."""
-    short = [folder.stem if folder.is_file() else folder.resolve().name for folder in folders]
-    names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+def verdict_kind(worth: Worth) -> str:
+    """How a verdict is marked: "good", "bad", or "wait" where nothing is shown."""
+    return "wait" if worth.q >= SURE else "good" if worth.multiplier > 1 else "bad"
+
+
+def _names(ideas: Sequence[Path]) -> list[str]:
+    """The function's name or the last part of each path, or all of it where those are not distinct."""
+    short = [_short(idea) for idea in ideas]
+    names = short if len(set(short)) == len(short) else [str(idea) for idea in ideas]
     if len(set(names)) < len(names):
         raise UserError("an idea is named twice: name each ladder once")
     return names
+
+
+def _short(idea: Path) -> str:
+    if is_code(idea):
+        return str(idea).partition(".py:")[2] or idea.stem
+    return idea.stem if idea.is_file() else idea.resolve().name
 
 
 def _trained(base: Path, source: Path) -> Path:
@@ -142,8 +156,9 @@ def _show(base: Path, found: Mapping[str, Worth], out: Path | None) -> None:
 
     console = Console()
     table = Table(title=f"multiplier of compute over {base}, 95 % intervals", title_justify="left")
-    for head, side in (("idea", "left"), ("multiplier", "right"), ("smallest C", "right"), ("largest C", "right")):
-        table.add_column(head, justify=side)  # type: ignore[arg-type]
+    table.add_column("idea", overflow="fold")
+    for head in ("multiplier", "smallest C", "largest C"):
+        table.add_column(head, justify="right")
     table.add_column("q" if len(found) > 1 else "p", justify="right")
     for name, worth in found.items():
         ends = [f"{m:.3f} ({a:.3f}–{b:.3f})" for m, a, b in zip(*worth.at(worth.scales[[0, -1]]), strict=True)]
@@ -163,6 +178,14 @@ def _ground(worth: Worth) -> str:
     low, high = worth.span
     trend = "" if worth.trend is None else f"log multiplier over log C {worth.trend:+.3f} (p {worth.trend_p:.2g}); "
     return (
-        f"{trend}over {low:.3g} to {high:.3g} FLOP, known best at {worth.at_flops:.3g}; {worth.pairs} pairs of "
-        f"{worth.chains} chains, whose differences scatter by {100 * worth.noise:.2f} % of loss; {worth.law} law"
+        f"{trend}over {low:.3g} to {high:.3g} FLOP, known best at {worth.at_flops:.3g}; {counted(worth)}, noise "
+        f"{100 * worth.noise:.2f} % of loss; {worth.law} law"
     )
+
+
+def counted(worth: Worth) -> str:
+    """How many pairs a multiplier rests on, and how many single runs and chains, where that says more."""
+    parts = [f"{worth.pairs} pairs"] if worth.pairs else []
+    parts += [f"{worth.unpaired} single runs"] if worth.unpaired else []
+    chains = worth.chains < worth.pairs + worth.unpaired
+    return " and ".join(parts) + (f" of {worth.chains} chains" if chains else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 from plotly.offline import get_plotlyjs
 
-from nachim.app.compare import verdict
+from nachim.app.compare import counted, verdict, verdict_kind
 from nachim.app.figures import SHAPES, TEMPLATE, round_ticks, spelt
 from nachim.app.page import Html, bullets, cards, document, element, figure, power, table
 from nachim.law.compare import Worth
@@ -34,7 +34,10 @@ def write_page(path: Path, base: Path, found: Mapping[str, Worth]) -> None:
         f"nachim: worth against {base.name}",
         get_plotlyjs(),
         element("header", element("h1", f"nachim compare · against {base.name}")),
-        *(element("div", line, kind=f"verdict {_kind(w)}") for line, w in zip(lines, found.values(), strict=True)),
+        *(
+            element("div", line, kind=f"verdict {verdict_kind(w)}")
+            for line, w in zip(lines, found.values(), strict=True)
+        ),
         bullets("What to beware of", notes, "gaps"),
         cards(_cards(next(iter(found.values())))) if len(found) == 1 else "",
         figure("Multiplier of compute", drawn, CAPTION, ""),
@@ -66,24 +69,27 @@ def multipliers(found: Mapping[str, Worth]) -> go.Figure:
         )  # fmt: skip
     fig.add_hline(y=1.0, line={"color": "#7b8494", "width": 1, "dash": "dash"})
     spans = [end for worth in found.values() for end in worth.span]
-    _log_axis(fig.update_xaxes, min(spans), max(spans), "training compute of the idea's run, FLOP")
-    _log_axis(fig.update_yaxes, min(seen), max(seen), "multiplier of compute")
+    _log_axis(fig.update_xaxes, round_ticks(min(spans), max(spans)), "training compute of the idea's run, FLOP")
+    _log_axis(fig.update_yaxes, _around_one(min(seen), max(seen)), "multiplier of compute")
     return fig.update_yaxes(range=np.log10([min(seen) / 1.03, max(seen) * 1.03]).tolist())
 
 
-def _log_axis(update: object, low: float, high: float, title: str) -> None:
-    ticks = round_ticks(low, high)
-    update(type="log", title=title, tickvals=ticks, ticktext=[spelt(each) for each in ticks])  # type: ignore[operator]
+def _around_one(low: float, high: float) -> list[float]:
+    """Round values from `low` to `high`, with 1, which lies between, among them."""
+    if high > 10 * low:
+        return round_ticks(low, high)
+    step = next(size for size in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if (high - low) / size <= 10)
+    return [round(1 + n * step, 2) for n in range(-10, 11) if low <= 1 + n * step <= high]
 
 
-def _kind(worth: Worth) -> str:
-    return "wait" if worth.q >= 0.05 else "good" if worth.multiplier > 1 else "bad"
+def _log_axis(update: Callable[..., object], ticks: list[float], title: str) -> None:
+    update(type="log", title=title, tickvals=ticks, ticktext=[spelt(each) for each in ticks])
 
 
 def _cards(worth: Worth) -> list[tuple[str, str, str]]:
     interval = f"95 % interval {worth.low:.3f} to {worth.high:.3f}"
     found = [("multiplier of compute", f"{worth.multiplier:.3f}", f"{interval}, at {power(worth.at_flops)} FLOP")]
-    found.append(("p, were it worth nothing", f"{worth.p:.2g}", f"{worth.pairs} pairs of {worth.chains} chains"))
+    found.append(("p, were it worth nothing", f"{worth.p:.2g}", counted(worth)))
     if worth.trend is not None and worth.trend_interval is not None:
         low, high = worth.trend_interval
         found.append(("trend", f"{worth.trend:+.3f}", f"log multiplier over log C, {low:+.3f} to {high:+.3f}"))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
+
+from nachim.spec import UserError
 
 if TYPE_CHECKING:
     from nachim.law.observe import Observations
@@ -19,8 +22,9 @@ MANY = 8
 
 
 def tasks(
-    obs: Annotated[Path, tyro.conf.Positional],
-    holdout: Path | None = None,
+    obs: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OBS")],
+    holdout: Annotated[Path | None, tyro.conf.arg(metavar="TABLE")] = None,
+    unit: Literal["bits", "nats"] = "bits",
     seed: int = 0,
     out: Annotated[Path | None, tyro.conf.arg(metavar="PAGE.html")] = None,
     json: bool = False,
@@ -29,16 +33,20 @@ def tasks(
 
     OBS is a CSV or parquet table, one row a run and task: `task_loss` (of the right answer, bits per byte or nats),
     `accuracy` (0 to 1), and what the run cost: `flops`, or `tokens` with `params` or `flops_per_token`. Besides, where
-    known: `chance` (of guessing right, 0 by default), `items` (questions in the task), and the task's name in `group`.
+    known: `chance` (of guessing right, 0 by default), `items` (questions in the task), and the task's name in `task`.
 
     Two steps: a law from scale to task loss, and curves from task loss to accuracy between chance and 1. No forecast is
     made where accuracy is at chance in all runs, does not rise as the loss falls, or rises no more than its noise.
+    `leap` says of the same runs how much of a sudden rise is the metric's doing: about one less than the number of runs
+    for an even rise, far more for a leap; `linear` counts tokens right, `exact` whole answers of 10.
 
-    Example: nachim tasks small.csv --holdout large.csv
+    Example: nachim tasks small.csv --holdout large.csv --out tasks.html
 
     Args:
         obs: Table of runs to learn from.
-        holdout: Table of runs to forecast; where it has task_loss and accuracy, what they came out as is shown beside.
+        holdout: Runs to forecast, in the columns of OBS but for task_loss and accuracy; with accuracy, what they came
+            out as is shown beside. Without task names, its runs are forecast for every task.
+        unit: What task_loss counts: bits a byte, or nats a token. Only the scoring of answers needs it.
         seed: Seed of the draws.
         out: Write a page with every task's curve, and the same runs under linear and non-linear scoring.
         json: Print one JSON object instead of tables.
@@ -46,20 +54,21 @@ def tasks(
     from rich.console import Console
     from rich.progress import track
 
-    from nachim.law.tasks import read_tasks
+    from nachim.law.tasks import read_targets, read_tasks
     from nachim.law.tasks import tasks as fit_tasks
 
-    runs, targets = read_tasks(obs), read_tasks(holdout, targets=True) if holdout else {}
+    runs = read_tasks(obs)
+    targets = read_targets(holdout, runs.keys()) if holdout else {}
     console = Console(stderr=True)
     quiet = len(runs) < MANY or not console.is_terminal
     watched = track(runs.items(), "fitting tasks", len(runs), console=console, transient=True, disable=quiet)
     found = fit_tasks(watched, seed)
-    told = {name: summarise(task, targets.get(name), seed) for name, task in found.items()}
+    told = {name: summarise(task, targets.get(name), unit, seed) for name, task in found.items()}
     summary = {"tasks": told, "holdout": held_out(told)}
     if out is not None:
         from nachim.app.tasks_page import write_page
 
-        write_page(out, obs, found, told)
+        write_page(out, obs, found, summary, unit)
     if json:
         print(jsonlib.dumps(summary))
     else:
@@ -67,8 +76,12 @@ def tasks(
     return 0
 
 
-def summarise(task: Task, targets: Observations | None, seed: int = 0) -> dict[str, Any]:
+def summarise(
+    task: Task, targets: Observations | None, unit: Literal["bits", "nats"] = "bits", seed: int = 0
+) -> dict[str, Any]:
     """Everything said of one task, as plain JSON values; accuracies and noise as shares of 1."""
+    from nachim.law.scoring import leaps
+
     choice, law = task.choice, task.law
     return {
         "runs": len(task.runs),
@@ -82,33 +95,28 @@ def summarise(task: Task, targets: Observations | None, seed: int = 0) -> dict[s
         "coefficients": choice.best.coefficients if choice else None,
         "weights": dict(choice.weights) if choice else None,
         "stretch": choice.factor if choice else None,
+        "leap": leaps(task.scores.loss[np.argsort(task.runs.flops)], bits=unit == "bits"),
         "forecasts": [] if task.reason or targets is None else _forecasts(task, targets, seed),
     }
 
 
 def _forecasts(task: Task, targets: Observations, seed: int) -> list[dict[str, Any]]:
     """One forecast for each target run, with what it came out as where that is known."""
-    rows = []
-    x = targets.x(task.runs.scales[0])
-    for row in range(len(targets)):
-        one = task.predict(float(targets.flops[row]), float(x[row]), float(targets.tokens[row]), seed)
-        known = targets.extra.get("accuracy")
-        rows.append(
-            {
-                "flops": float(targets.flops[row]),
-                "tokens": float(targets.tokens[row]),
-                "loss": one.loss,
-                "loss_low": one.loss_low,
-                "loss_high": one.loss_high,
-                "accuracy": one.accuracy,
-                "low": one.low,
-                "high": one.high,
-                "accepted": one.reason is None,
-                "reason": one.reason,
-                "actual": None if known is None else float(known[row]),
-            }
-        )
-    return rows
+    try:
+        forecasts = task.predict_all(targets, seed)
+    except UserError as error:
+        raise UserError(f"task {task.name!r}: {error}") from None
+    known = targets.extra.get("accuracy")
+    return [
+        {
+            "flops": float(targets.flops[row]),
+            "tokens": float(targets.tokens[row]),
+            **asdict(one),
+            "accepted": one.reason is None,
+            "actual": None if known is None else float(known[row]),
+        }
+        for row, one in enumerate(forecasts)
+    ]
 
 
 def held_out(told: Mapping[str, dict[str, Any]]) -> dict[str, float] | None:

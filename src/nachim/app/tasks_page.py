@@ -4,49 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from nachim.app.figures import BAND, FORECAST, LAW, MEASURED, SHAPES, TEMPLATE
+from nachim.app.figures import BAND, FORECAST, LAW, MEASURED, SHAPES, TEMPLATE, round_ticks, spelt
 from nachim.app.page import Html, document, element, figure, power, table
-from nachim.law.scoring import chance_of_right, exact_match
+from nachim.law.scoring import ANSWER, chance_of_right, exact_match
 from nachim.law.tasks import Task
 from nachim.spec.disk import write_text
 
 CONFIG = {"displayModeBar": False, "responsive": True}
-LENGTHS = (1, 3, 10)
-"""Bytes of an answer that is scored by exact match."""
+LENGTHS = (1, 3, ANSWER)
+"""Bytes or tokens of an answer that is scored by exact match."""
+UNITS = {"bits": "byte", "nats": "token"}
 CURVE = (
     "Accuracy against the task loss of the same runs. The line is the mean of the curves, by weight, the band 90 % of "
     "what one more run could measure at that loss; squares are forecasts with their 90 % intervals, stars results."
 )
 SCORING = (
-    "The same runs and the same losses, scored in two ways. Left, the chance of one right byte, which rises smoothly. "
-    "Right, the chance that every byte of an answer of 1, 3 or 10 is right (arXiv 2304.15004): the longer the answer, "
-    "the later and the more sudden its rise, though the models are the same. What leaps on the right alone"
-    " is the metric's."
+    "The same runs of {task} and the same losses, scored in two ways. Left, the chance of one right {unit}, 2^-L or "
+    "e^-L, which rises smoothly. Right, the chance that every {unit} of an answer is right (arXiv 2304.15004), as a "
+    "share of the best run's: the longer the answer, the later and the more sudden its rise, though the models are the "
+    "same. What leaps on the right alone is the metric's doing. The table has the size of the leap of each task: the "
+    "range over the median step, about one less than the number of runs for an even rise."
 )
+LEAPS = ("task", "runs", "{unit}s right of 10 (linear)", "Brier score", "exact match of 10 (non-linear)")
 
 
-def write_page(path: Path, source: Path, found: Mapping[str, Task], told: Mapping[str, dict[str, Any]]) -> None:
-    """Write the page of all tasks to `path`, atomically."""
-    ready = sum(task.reason is None for task in found.values())
+def write_page(
+    path: Path, source: Path, found: Mapping[str, Task], summary: dict[str, Any], unit: Literal["bits", "nats"]
+) -> None:
+    """Write the page of all tasks to `path`, atomically; `summary` is what `nachim tasks --json` says."""
+    told = summary["tasks"]
     parts: list[object] = []
+    caption = CURVE
     for name, task in found.items():
         drawn = _markup(curve(task, told[name]["forecasts"])) if task.choice is not None else None
-        parts.append(figure(name, drawn, task.reason or CURVE, f"No forecast: {task.reason}."))
+        reason = f"No forecast: {task.reason}."
+        parts.append(figure(name, drawn, reason if task.reason else caption, reason))
+        caption = caption if task.reason else ""
+    widest = max(found.values(), key=lambda one: float(np.ptp(np.log(one.scores.loss))))
+    said = SCORING.format(task=widest.name, unit=UNITS[unit])
     rows = [row for name in found for row in _rows(name, told[name])]
     page = document(
         f"nachim: tasks of {source.name}",
         get_plotlyjs(),
         element("header", element("h1", f"nachim tasks · {source.name}")),
-        element("div", f"{ready} of {len(found)} tasks can be forecast from these runs.", kind="verdict"),
+        element("div", _verdict(found, summary["holdout"]), kind="verdict"),
         *parts,
-        figure("The metric's doing", _markup(scoring(found)), SCORING, ""),
+        figure("The metric's doing", _markup(scoring(widest, unit)), said, ""),
+        table([head.format(unit=UNITS[unit]) for head in LEAPS], [_leaps(name, told[name]) for name in found]),
         element("h2", "Forecasts"),
         table(("task", "C, FLOP", "task loss", "accuracy, %", "90 % interval", "came out"), rows),
     )
@@ -84,22 +95,40 @@ def curve(task: Task, forecasts: list[dict[str, Any]]) -> go.Figure:
     return fig.update_yaxes(title="accuracy, %")
 
 
-def scoring(found: Mapping[str, Task]) -> go.Figure:
-    """All runs of the task with the widest losses, over compute: one right byte, and whole answers right."""
-    task = max(found.values(), key=lambda one: float(np.ptp(np.log(one.scores.loss))))
-    order = np.argsort(task.runs.flops)
-    flops, right = task.runs.flops[order], chance_of_right(task.scores.loss[order], bits=True)
-    titles = ["chance of one right byte", "exact match of a whole answer"]
+def scoring(task: Task, unit: Literal["bits", "nats"]) -> go.Figure:
+    """All runs of a task over compute: one right byte or token, and whole answers right."""
+    flops, right = task.runs.flops, chance_of_right(task.scores.loss, bits=unit == "bits")
+    titles = [f"chance of one right {UNITS[unit]}", "exact match of a whole answer, of the best run's"]
     fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
     fig.update_layout(template=TEMPLATE, height=360, legend={"orientation": "h", "y": -0.25})
     marker = {"color": SHAPES[0], "size": 7}
-    fig.add_scatter(x=flops, y=right, mode="markers", marker=marker, name=task.name, row=1, col=1)
+    fig.add_scatter(x=flops, y=right, mode="markers", marker=marker, showlegend=False, row=1, col=1)
     for place, k in enumerate(LENGTHS):
         dots = {"color": SHAPES[place], "size": 7}
-        name = f"{k} byte{'s' * (k > 1)}"
-        fig.add_scatter(x=flops, y=exact_match(right, k), mode="markers", marker=dots, name=name, row=1, col=2)
-    fig.update_xaxes(type="log", title="training compute, FLOP", exponentformat="power")
-    return fig
+        name = f"{k} {UNITS[unit]}{'s' * (k > 1)}"
+        share = exact_match(right / right.max(), k)
+        fig.add_scatter(x=flops, y=share, mode="markers", marker=dots, name=name, row=1, col=2)
+    ticks = round_ticks(float(flops.min()), float(flops.max()))
+    return fig.update_xaxes(
+        type="log", title="training compute, FLOP", tickvals=ticks, ticktext=[spelt(each) for each in ticks]
+    )
+
+
+def _verdict(found: Mapping[str, Task], held: dict[str, float] | None) -> str:
+    ready = sum(task.reason is None for task in found.values())
+    said = f"{ready} of {len(found)} tasks can be forecast from these runs."
+    if held is None:
+        return said
+    return (
+        f"{said} {held['n']} forecasts held out are off by {held['mean_points']:.1f} points on average, "
+        f"{held['coverage90']:.0f} % inside their 90 % interval."
+    )
+
+
+def _leaps(name: str, told: dict[str, Any]) -> list[object]:
+    leap = told["leap"]
+    cells = ["" if leap[kind] is None else f"{leap[kind]:.0f}" for kind in ("linear", "brier", "exact")]
+    return [name, told["runs"], *cells]
 
 
 def _rows(name: str, told: dict[str, Any]) -> list[list[object]]:

@@ -49,8 +49,8 @@ class Worth:
 
     `multiplier` is at `at_flops`, the compute where the ladders tell most: the best estimate of a constant one. `p` is
     the chance of one so far from 1 were the idea worth nothing, `q` the same with all ideas of a comparison in view.
-    `trend` is the slope of log multiplier against log compute, with its interval and p; None where all runs cost the
-    same. `span` is the compute, FLOP, that both ladders cover. `noise` is the standard deviation, in log loss, of a
+    `trend` is the slope of log multiplier against log compute, with its interval, p and q; None where all runs cost
+    the same. `span` is the compute, FLOP, that both ladders cover. `noise` is the standard deviation, in log loss, of a
     pair's difference (of a run, where nothing is paired). `points` (pairs, 2) are FLOP and multiplier of each pair.
     """
 
@@ -72,7 +72,8 @@ class Worth:
     notes: tuple[str, ...]
     solved: Robust
     centre: float
-    q: float = 1.0
+    q: float
+    trend_q: float | None
 
     def at(self, flops: Array) -> tuple[Array, Array, Array]:
         """The multiplier at compute `flops` (n,), and the ends of its 95 % interval."""
@@ -185,10 +186,12 @@ class _Model:
 
 
 def compare_all(base: Observations, ideas: Mapping[str, Observations]) -> dict[str, Worth]:
-    """Each idea against one baseline, false discoveries controlled over all of them by `Worth.q`.
+    """Each idea against one baseline, false discoveries controlled over all of them by `Worth.q`, and over all trends
+    by `Worth.trend_q`.
 
-    q is Benjamini and Hochberg's; that the tests share a baseline makes them depend on each other positively, which
-    their control allows. Raises UserError, naming the idea, when one cannot be compared.
+    q is Benjamini and Hochberg's (1995); that the tests share a baseline makes them depend on each other positively,
+    which their control allows (Benjamini and Yekutieli 2001). Raises UserError, naming the idea, when one cannot be
+    compared.
     """
     found = {}
     for name, idea in ideas.items():
@@ -196,8 +199,14 @@ def compare_all(base: Observations, ideas: Mapping[str, Observations]) -> dict[s
             found[name] = compare(base, idea)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
-    q = stats.false_discovery_control([worth.p for worth in found.values()])
-    return {name: replace(worth, q=float(each)) for (name, worth), each in zip(found.items(), q, strict=True)}
+    q = _controlled({name: worth.p for name, worth in found.items()})
+    trends = _controlled({name: worth.trend_p for name, worth in found.items() if worth.trend_p is not None})
+    return {name: replace(worth, q=q[name], trend_q=trends.get(name)) for name, worth in found.items()}
+
+
+def _controlled(p: Mapping[str, float]) -> dict[str, float]:
+    """Benjamini and Hochberg's q of each p-value."""
+    return dict(zip(p, stats.false_discovery_control(list(p.values())).tolist(), strict=True)) if p else {}
 
 
 def compare(base: Observations, idea: Observations) -> Worth:
@@ -210,10 +219,12 @@ def compare(base: Observations, idea: Observations) -> Worth:
     counts = int((~runs.idea).sum()), int(runs.idea.sum())
     if min(counts) < FEWEST:
         raise UserError(
-            f"the baseline has {counts[0]} runs and the idea {counts[1]}: at least {FEWEST} of each are needed to tell "
-            "an idea from run noise"
+            f"the baseline has {_runs(counts[0])} and the idea {_runs(counts[1])}: at least {FEWEST} of each are "
+            "needed to tell an idea from run noise"
         )
     span, rows = runs.span, match(runs)
+    if len(rows.base) and not rows.of(runs.log_loss)[: len(rows.base)].any():
+        raise UserError("every run of the idea has the loss of the baseline's, digit for digit: they are the same runs")
     model = _Model(runs, rows, surface_of(runs))
     solved, noise = model.solve()
     return _told(model, solved, noise, span)
@@ -230,16 +241,17 @@ def _told(model: _Model, solved: Robust, noise: Array, span: tuple[float, float]
     value, low, high = np.exp(solved.interval(here))
     slope = _unit(solved, 1) if model.trending else None
     rising = solved.interval(slope) if slope is not None else None
+    p, trend_p = solved.p_value(here), solved.p_value(slope) if slope is not None else None
     points = model.points(solved, noise)
     return Worth(
         multiplier=float(value),
         low=float(low),
         high=float(high),
-        p=solved.p_value(here),
+        p=p,
         at_flops=float(np.exp(model.centre + away)),
         trend=rising and rising[0],
         trend_interval=rising and rising[1:],
-        trend_p=solved.p_value(slope) if slope is not None else None,
+        trend_p=trend_p,
         span=span,
         pairs=len(model.rows.base),
         unpaired=len(model.rows.single),
@@ -250,6 +262,8 @@ def _told(model: _Model, solved: Robust, noise: Array, span: tuple[float, float]
         notes=tuple(_notes(model, solved, points, float(value))),
         solved=solved,
         centre=model.centre,
+        q=p,
+        trend_q=trend_p,
     )
 
 
@@ -266,7 +280,9 @@ def _notes(model: _Model, solved: Robust, points: Array, multiplier: float) -> l
     """What a reader should beware of."""
     found, rows, runs = [], model.rows, model.runs
     if rows.single.size:
-        found.append(f"{rows.single.size} runs have no partner of the same shape, tokens and seed: the law stands in")
+        found.append(
+            f"{_runs(rows.single.size)} without a partner of the same shape, tokens and seed: compared through the law"
+        )
     if not rows.chains and runs.label is not None:
         found.append("all runs are of one chain, and share noise that cannot be told: the interval is too narrow")
     if np.ptp(runs.log_x) < 0.05:
@@ -280,6 +296,10 @@ def _notes(model: _Model, solved: Robust, points: Array, multiplier: float) -> l
         far = np.flatnonzero(miss > OUTLYING * 1.4826 * np.median(miss))
         found += [f"the pair at {points[i, 0]:.3g} FLOP lies far off the others: look at its runs" for i in far[:3]]
     return found
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
 
 
 def _at(solved: Robust, away: float, trending: bool) -> Array:

@@ -12,6 +12,9 @@ import numpy as np
 from nachim.law.forms import Array
 from nachim.spec.error import UserError
 
+ANSWER = 10
+"""Tokens of an answer that `leaps` scores."""
+
 
 def chance_of_right(loss: Array | float, *, bits: bool = False) -> Array:
     """Chance of the right token from its cross-entropy, exp(-L) (arXiv 2304.15004 sec. 2); of a byte where `bits`."""
@@ -54,6 +57,18 @@ def emergence(scores: Array) -> float:
     reach = float(np.ptp(scores))
     sign = 1.0 if int(np.argmax(scores)) >= int(np.argmin(scores)) else -1.0
     return sign * (reach / step if step > 0 else np.inf) if reach > 0 else 0.0
+
+
+def leaps(loss: Array, *, bits: bool = False, k: int = ANSWER) -> dict[str, float | None]:
+    """The `emergence` of runs of task `loss` (n,), in the order of scale, scored in three ways: tokens right of `k`
+    (linear), Brier's score, and an exact match of all `k`; None where fewer than 3 runs, or a score that is flat, show
+    none."""
+    if len(loss) < 3:
+        return {"linear": None, "brier": None, "exact": None}
+    p = chance_of_right(loss, bits=bits)
+    scores = {"linear": -tokens_wrong(p, k), "brier": -brier(p), "exact": exact_match(p, k)}
+    found = {name: emergence(values) for name, values in scores.items()}
+    return {name: value if np.isfinite(value) else None for name, value in found.items()}
 
 
 def _chance(p: Array | float) -> Array:

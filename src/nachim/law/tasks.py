@@ -7,7 +7,7 @@ holds the two. Where runs cannot tell, there is no forecast, but the reason and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from nachim.law.interval import bootstrap
 from nachim.law.observe import Observations, cells, numbers, of
 from nachim.law.study import Study, study
 from nachim.spec.error import UserError, nearest
+
+Table = dict[str, list[object]]
+"""Columns of cells as they stand in a file."""
 
 DRAWS = 4000
 Q90 = 1.645
@@ -82,6 +85,18 @@ class Task:
         loss = np.quantile(losses, [0.5, 0.05, 0.95])
         return TaskForecast(*map(float, loss), centre, float(low), float(high), self._vague(low, high))
 
+    def predict_all(self, targets: Observations, seed: int = 0) -> list[TaskForecast]:
+        """The forecast for each run of `targets`. Raises UserError when they lack what the law of task loss needs."""
+        scale = self.runs.scales[0]
+        if self.law is None or self.law.reading is None:
+            return [self.predict(float(flops), None, None, seed) for flops in targets.flops]
+        if scale not in targets.scales or _bare(targets):
+            raise UserError(
+                f"the law of its loss is one of {scale!r} and 'tokens', which the runs to forecast lack: name them"
+            )
+        rows = zip(targets.flops.tolist(), targets.x(scale).tolist(), targets.tokens.tolist(), strict=True)
+        return [self.predict(*row, seed) for row in rows]
+
     def _vague(self, low: float, high: float) -> str | None:
         if high - low <= VAGUE * (1 - self.scores.chance):
             return None
@@ -114,25 +129,54 @@ class LossLaw:
         return np.asarray(loss * np.exp(rng.choice(logs, count) + noise * rng.standard_normal(count)))
 
 
-def read_tasks(path: Path | str, *, targets: bool = False) -> dict[str, Observations]:
+def read_tasks(path: Path | str) -> dict[str, Observations]:
     """The runs of each task in a CSV or parquet table: columns `task_loss`, `accuracy`, and `flops`, or `tokens` with
     `params` or `flops_per_token`; besides `chance`, `items`, `weight`, and the task's name in `group` or `task`.
 
-    Rows of weight 0 are left out. Runs that are `targets` of a forecast need neither loss nor accuracy. Raises
-    UserError, naming the file, for what is missing or not a number.
+    Rows of weight 0 are left out. Raises UserError, naming the file, for what is missing or not a number.
     """
+    return _named(path, _tasks)
+
+
+def read_targets(path: Path | str, known: Collection[str]) -> dict[str, Observations]:
+    """The runs to forecast for each of the `known` tasks: a table as `read_tasks` takes it, but that needs neither loss
+    nor accuracy. Rows without a task's name are runs of every task; runs of tasks that are not known are left out.
+
+    Raises UserError as `read_tasks` does, and when there is no run of a known task.
+    """
+    return _named(path, lambda table: _targets(table, known))
+
+
+def _named(path: Path | str, of_table: Callable[[Table], dict[str, Observations]]) -> dict[str, Observations]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a CSV or parquet table of runs with task_loss and accuracy")
     try:
-        return _tasks(dict(cells(path)), targets)
+        return of_table(dict(cells(path)))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _tasks(table: dict[str, list[object]], targets: bool) -> dict[str, Observations]:
-    for name in ("task_loss", "accuracy"):
-        if name not in table and not targets:
+def _targets(table: Table, known: Collection[str]) -> dict[str, Observations]:
+    count = len(next(iter(table.values())))
+    found = _tasks({"task_loss": [1.0] * count} | table, needed=())
+    if not {"group", "task"} & table.keys():
+        if "accuracy" in table and len(known) > 1:
+            raise UserError(
+                f"there are {len(known)} tasks, and no column 'task' says which of them this 'accuracy' is of"
+            )
+        return dict.fromkeys(known, *found.values())
+    if not found.keys() & set(known):
+        name = next(iter(found))
+        raise UserError(
+            f"none of its tasks is one of the runs learnt from: those have no {name!r}{nearest(name, known)}"
+        )
+    return {name: runs for name, runs in found.items() if name in known}
+
+
+def _tasks(table: Table, needed: tuple[str, ...] = ("task_loss", "accuracy")) -> dict[str, Observations]:
+    for name in needed:
+        if name not in table:
             raise UserError(f"there is no column {name!r}{nearest(name, table)}")
     if "flops" not in table and not ("tokens" in table and {"params", "flops_per_token"} & table.keys()):
         raise UserError("there is neither a column 'flops' nor 'tokens' with 'params': how dear was each run?")
@@ -140,17 +184,26 @@ def _tasks(table: dict[str, list[object]], targets: bool) -> dict[str, Observati
     names = np.array([str(name) for name in table.get("group") or table.get("task") or ["task"] * count])
     known = ("tokens", "params", "flops_per_token", "flops", "accuracy", "chance", "items", "weight")
     columns = {name: numbers(name, table[name]) for name in known if name in table}
-    columns["loss"] = numbers("task_loss", table["task_loss"]) if "task_loss" in table else np.ones(count)
+    columns["loss"] = numbers("task_loss", table["task_loss"])
+    _check(columns)
     if "tokens" not in columns or not {"params", "flops_per_token"} & columns.keys():
         columns |= {"tokens": columns["flops"], "flops_per_token": np.ones(count)}
         columns.pop("params", None)
-    for name in {"accuracy", "chance"} & columns.keys():
-        share = np.asarray(columns[name], float)
-        if (outside := ~((share >= 0) & (share <= 1))).any():
-            row = int(np.argmax(outside))
-            raise UserError(f"row {row + 1}, column {name!r}: {share[row]:g} is no share from 0 to 1")
     whole = of(columns)
     return {str(name): whole.subset((names == name) & (whole.weight > 0)) for name in dict.fromkeys(names.tolist())}
+
+
+def _check(columns: Mapping[str, Array]) -> None:
+    for name, label in (("loss", "task_loss"), ("items", "items"), ("accuracy", "accuracy"), ("chance", "chance")):
+        if name not in columns:
+            continue
+        share = name in ("accuracy", "chance")
+        found = columns[name]
+        right = (found >= 0) & (found <= 1) if share else np.isfinite(found) & (found > 0)
+        if not right.all():
+            row = int(np.argmin(right))
+            what = "no share from 0 to 1" if share else "not a positive number"
+            raise UserError(f"row {row + 1}, column {label!r}: {found[row]:g} is {what}")
 
 
 def task_of(name: str, runs: Observations, seed: int = 0) -> Task:
@@ -166,6 +219,11 @@ def task_of(name: str, runs: Observations, seed: int = 0) -> Task:
     ends = choice.value(np.array([scores.loss.max(), scores.loss.min()]))
     rise = float(ends[1] - ends[0])
     return Task(name, runs, scores, law, choice, binomial, rise, _unclear(scores, choice, law, rise))
+
+
+def _bare(runs: Observations) -> bool:
+    """Whether the table of `runs` had compute alone."""
+    return runs.flops_per_token is not None and bool((runs.flops_per_token == 1).all())
 
 
 def scores_of(runs: Observations) -> Scores:
@@ -199,7 +257,7 @@ def _unfit(scores: Scores, top: float, binomial: float) -> str | None:
     """Why no curve is even fitted."""
     n = len(scores.loss)
     if n < FEWEST:
-        return f"{n} runs: at least {FEWEST} are needed to see a curve"
+        return f"{n} run{'s' * (n != 1)}: at least {FEWEST} are needed to see a curve"
     rank = -float(stats.spearmanr(scores.loss, scores.accuracy).statistic) if np.ptp(scores.accuracy) > 0 else 0.0
     spread = float(scores.accuracy.std(ddof=1))
     noise = max(binomial, spread / np.sqrt(n) if not scores.items else 0.0)
