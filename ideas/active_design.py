@@ -1,11 +1,12 @@
 """Replay: how much of the cost of published runs does a forecast need, when each next run is chosen?
 
-    python ideas/active_design.py ../shared/data/scaling --seeds 5 [--share 0.05] [--also farseer=train.csv,test.csv]
+    python ideas/active_design.py ../shared/data/scaling --seeds 10 [--share 0.05 0.1] [--also NAME=POOL.csv,HELD.csv]
 
 Every table is cut at its dearest runs, which are to be forecast. A design may spend `share` of the cost of all cheaper
 runs together; it begins with ten cheap runs drawn at random, the same for every design, and sees only the losses of
 runs that it pays for. What it chose is given to `study`, whose error on the held-out runs is compared with the error of
-`study` on all of the cheaper runs.
+`study` on all of the cheaper runs. A table whose first ten runs cost more than the share says nothing about it, and is
+left out of the summary.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from nachim.law import LAWS, Candidates, Observations, Target, next_runs, read, study
 from nachim.law.fit import sample_of, shortfall
 
+NEAR = 1.1
+"""A median error within so many times that of all runs counts as theirs."""
 FIRST = 10
 CHEAP = 0.005
 """The first runs are drawn among the cheapest that cost this share together, but at least twice as many."""
@@ -63,6 +68,9 @@ def tables(root: Path) -> list[Table]:
     tuned = [np.flatnonzero(places == place)[np.argmin(steplaw.loss[places == place])] for place in np.unique(places)]
     steplaw = steplaw.subset(np.array(tuned))
     found.append(cut("steplaw, tuned", steplaw, steplaw.flops >= np.sort(steplaw.flops)[-3]))
+    once = read(root / "muennighoff" / "observations.csv")
+    once = once.subset(once.tokens <= once.extra["unique_tokens"])
+    found.append(cut("muennighoff, one epoch", once, once.flops >= np.sort(once.flops)[-3]))
     return found
 
 
@@ -164,9 +172,9 @@ def error(table: Table, index: Index | None = None) -> float:
     return float(100 * np.mean(np.abs(point / held.loss - 1)))
 
 
-def replay(table: Table, share: float, seeds: int) -> dict[str, object]:
-    """Every design on one table: its error by seed, and how many runs it took."""
-    budget = share * spent(table.pool, list(range(len(table.pool))))
+def replay(table: Table, share: float, seeds: int) -> dict[str, Any]:
+    """Every design on one table: by seed its error, how many runs it took, and their share of the cost of all."""
+    cost = spent(table.pool, list(range(len(table.pool))))
     rows: dict[str, dict[str, list[float]]] = {
         name: {"error": [], "runs": [], "share": []} for name in ("opening", *DESIGNS)
     }
@@ -174,19 +182,20 @@ def replay(table: Table, share: float, seeds: int) -> dict[str, object]:
         first = opening(table.pool, np.random.default_rng(seed))
         for name in rows:
             design = DESIGNS.get(name)
-            index = design(table, first, budget, np.random.default_rng(seed)) if design else first
+            index = design(table, first, share * cost, np.random.default_rng(seed)) if design else first
             rows[name]["error"].append(error(table, index))
             rows[name]["runs"].append(len(index))
-            rows[name]["share"].append(spent(table.pool, index) * share / budget)
-    return {"table": table.name, "pool": len(table.pool), "held": len(table.held), "all": error(table), "designs": rows}
+            rows[name]["share"].append(spent(table.pool, index) / cost)
+    every = {"share": share, "table": table.name, "pool": len(table.pool), "held": len(table.held)}
+    return {**every, "all": error(table), "designs": rows}
 
 
 def main() -> None:
-    """Print a line a table, and with --out write every number."""
+    """Print a line a table and share, a summary a share, and with --out write every number."""
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("root", type=Path)
-    ask.add_argument("--seeds", type=int, default=5)
-    ask.add_argument("--share", type=float, default=0.05)
+    ask.add_argument("--seeds", type=int, default=10)
+    ask.add_argument("--share", type=float, nargs="+", default=[0.05])
     ask.add_argument("--only", default="", help="tables whose name contains this")
     ask.add_argument("--also", action="append", default=[], help="NAME=POOL.csv,HELD.csv: another table")
     ask.add_argument("--out", type=Path)
@@ -195,23 +204,52 @@ def main() -> None:
     for other in given.also:
         name, paths = other.split("=", 1)
         every.append(Table(name, *(read(path) for path in paths.split(","))))
+    every = [table for table in every if given.only in table.name]
     done = []
-    for table in every:
-        if given.only in table.name:
+    for share in given.share:
+        print(f"--- {100 * share:g} % of the cost of all runs, {given.seeds} seeds")
+        for table in every:
             began = time.time()
-            done.append(replay(table, given.share, given.seeds))
+            done.append(replay(table, share, given.seeds))
             print(line(done[-1]), f"[{time.time() - began:.0f} s]", flush=True)
             if given.out:
                 given.out.write_text(json.dumps(done, indent=1) + "\n")
+        print(summary([each for each in done if each["share"] == share]), flush=True)
 
 
-def line(found: dict) -> str:
+def line(found: dict[str, Any]) -> str:
     """A table's replay in one line: medians, least and most over the seeds."""
     parts = []
     for name, row in found["designs"].items():
         low, middle, high = np.quantile(row["error"], [0, 0.5, 1])
         parts.append(f"{name} {middle:.2f} ({low:.2f}–{high:.2f}) {np.median(row['runs']):.0f} runs")
     return f"{found['table']}: all {found['pool']} runs {found['all']:.2f} %; " + "; ".join(parts)
+
+
+def summary(found: list[dict[str, Any]]) -> str:
+    """Over the tables whose opening the share could pay: typical errors, and active against each other design."""
+    kept = [each for each in found if np.median(each["designs"]["opening"]["share"]) <= each["share"]]
+    if len(kept) < 2:
+        return "too few tables for a summary"
+    middle = {name: np.array([np.median(each["designs"][name]["error"]) for each in kept]) for name in DESIGNS}
+    most = np.array([each["all"] for each in kept])
+    lines = [f"{len(kept)} tables; geometric mean of the median errors: all runs {stats.gmean(most):.2f} %"]
+    for name, errors in middle.items():
+        reached = int((errors <= NEAR * most).sum())
+        text = f"  {name} {stats.gmean(errors):.2f} %, within {NEAR:g} times that of all runs on {reached}"
+        if name != "active":
+            ratio = [_ratio(each["designs"], name) for each in kept]
+            low, high = stats.t.interval(0.95, len(ratio) - 1, np.mean(ratio), stats.sem(ratio))
+            wins = int((middle["active"] < errors).sum())
+            text += f"; active's error over its own {np.exp(np.mean(ratio)):.2f} ({np.exp(low):.2f} to "
+            text += f"{np.exp(high):.2f}, 95 % over tables), smaller on {wins}"
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def _ratio(designs: dict[str, dict[str, list[float]]], other: str) -> float:
+    """Mean over the seeds, which pair the two, of the log of active's error over that of `other`."""
+    return float(np.mean(np.log(np.array(designs["active"]["error"]) / np.array(designs[other]["error"]))))
 
 
 if __name__ == "__main__":
