@@ -55,6 +55,7 @@ CENTRE = -6
 SEEDS = (0, 1, 2)
 
 LEGEND = {"orientation": "h", "y": 1, "yref": "container", "yanchor": "top"}
+TICKS = {"type": "log", "tickvals": [2.0**e for e in range(-12, 0)], "tickformat": ".2g"}
 COLOURS = {True: "#c8498f", False: "#0f766e"}
 SIZES = {"the base, 2 x 32": "#1f77b4", "twice as wide or deep": "#ff7f0e", "four times": "#2ca02c"}
 OPTIMA = (
@@ -198,6 +199,8 @@ def exponent(root: Path, name: str, axis: str) -> str:
         for model in AXES[axis]
         for _, found in bracketed(root, name, model)
     ]
+    if len(pairs) < 3:
+        return "not swept"
     fit = linregress(*zip(*pairs, strict=True))
     half = fit.stderr * t.ppf(0.975, len(pairs) - 2)
     return f"{fit.slope:+.2f} ({fit.slope - half:+.2f} to {fit.slope + half:+.2f}; {len(pairs)} sweeps)"
@@ -209,7 +212,7 @@ def fitted(root: Path, name: str) -> Hyper:
     for model in SMALL:
         for seed, found in bracketed(root, name, model):
             cell = Cell(root, name, model, seed)
-            runs = [cell.run(e) for e in found if np.isfinite(found[e])]
+            runs = (cell.run(e) for e in found if np.isfinite(found[e]))
             rows += [(run, result_of(cell.folder / name_of(run))) for run in runs]
     return hyper(sweep_of(table_of(rows), "flops_per_token"))
 
@@ -223,14 +226,13 @@ def scale(name: str, model: tuple[int, int]) -> tuple[float, float]:
 def carried(root: Path, name: str, model: tuple[int, int], law: Hyper | None) -> dict[str, dict[int, float]]:
     """Bpb of `model`, seed by seed, at the rate that each rule gives it; `law` where the parametrisation needs one."""
     base, here = dict(bracketed(root, name, BASE)), dict(bracketed(root, name, model))
-    places = {f"{name}, base's rate": {seed: vertex(found)[0] for seed, found in base.items()}}
+    rates = {seed: vertex(found)[0] for seed, found in base.items()}
+    places = {f"{name}, base's rate": rates}
     if law:
         compute = [lr_opt(np.prod(scale(name, each))) for each in (BASE, model)]
         move = float(np.log2(compute[1] / compute[0]))
         own = float(np.log2(law.planes.lr(*scale(name, model))))
-        places[f"{name}, base's rate times C^-0.125"] = {
-            s: place + move for s, place in next(iter(places.values())).items()
-        }
+        places[f"{name}, base's rate times C^-0.125"] = {seed: place + move for seed, place in rates.items()}
         places[f"{name}, law of nachim transfer"] = dict.fromkeys(here, own)
     places[f"{name}, its own best"] = {seed: vertex(found)[0] for seed, found in here.items()}
     return {
@@ -240,8 +242,9 @@ def carried(root: Path, name: str, model: tuple[int, int], law: Hyper | None) ->
 
 
 def told(values: list[float], digits: int) -> str:
-    """Mean and standard deviation."""
-    return f"{np.mean(values):.{digits}f} +- {np.std(values, ddof=min(1, len(values) - 1)):.{digits}f}"
+    """Mean, and standard deviation where there is one."""
+    spread = f" +- {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
 def against(values: dict[int, float], reference: dict[int, float]) -> str:
@@ -258,7 +261,8 @@ def report(root: Path, names: list[str], laws: dict[str, Hyper]) -> None:
     print("best learning rate, and bpb there: mean +- standard deviation over seeds")
     for name in names:
         for model in dict.fromkeys(model for models in AXES.values() for model in models):
-            best = [vertex(found) for _, found in bracketed(root, name, model)]
+            if not (best := [vertex(found) for _, found in bracketed(root, name, model)]):
+                continue
             rates = told([2**place * 1e3 for place, _ in best], 2)
             print(f"{name:16s} {model[1]} x {model[0]:<4d} {rates:>16s} e-3 {told([b for _, b in best], 4):>18s}")
     print("exponent of the best rate, 95 % interval")
@@ -277,7 +281,7 @@ def report(root: Path, names: list[str], laws: dict[str, Hyper]) -> None:
             for name in names:
                 if name != standard and METHODS[name].standard == standard:
                     found |= carried(root, name, models[-1], None)
-            for rule, bpb in found.items():
+            for rule, bpb in ((rule, bpb) for rule, bpb in found.items() if bpb):
                 print(f"{axis:6s} {rule:36s} {told(list(bpb.values()), 4):>18s}   {against(bpb, best)}")
 
 
@@ -295,8 +299,7 @@ def optima(root: Path, names: list[str], laws: dict[str, Hyper]) -> go.Figure:
                     rates = [[2 ** vertex(found)[0] for _, found in bracketed(root, name, model)] for model in models]
                     _rates(picture, sizes, rates, name == standard, place)
             picture.update_xaxes(type="log", tickvals=sizes, title=axis, **place)
-    ticks = [2.0**e for e in range(-12, -2)]
-    picture.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{each:.2g}" for each in ticks])
+    picture.update_yaxes(**TICKS)
     picture.update_yaxes(title="best learning rate", col=1)
     return picture.update_layout(template=TEMPLATE, height=360 * len(laws), margin={"t": 80}, legend=LEGEND)
 
@@ -305,14 +308,14 @@ def _rates(picture: go.Figure, sizes: list[int], rates: list[list[float]], plain
     """Each seed's best rates, and the line of their geometric means."""
     colour = COLOURS[plain]
     style = {"color": colour, "symbol": "circle" if plain else "diamond"}
-    pairs = [(size, rate) for size, here in zip(sizes, rates, strict=True) for rate in here]
-    x, y = zip(*pairs, strict=True)
+    swept = {size: here for size, here in zip(sizes, rates, strict=True) if here}
     seeds = {**style, "size": 7, "opacity": 0.45}
+    x, y = [size for size, here in swept.items() for _ in here], [rate for here in swept.values() for rate in here]
     picture.add_scatter(x=x, y=y, mode="markers", marker=seeds, showlegend=False, **place)
-    mean = [float(np.exp(np.mean(np.log(here)))) for here in rates]
+    mean = [float(np.exp(np.mean(np.log(here)))) for here in swept.values()]
     line = {"mode": "lines+markers", "marker": {**style, "size": 11}, "line": {"color": colour}}
     said = f"{'standard' if plain else 'CompleteP'}: mean of seeds"
-    picture.add_scatter(x=sizes, y=mean, name=said, **line, showlegend=set(place.values()) == {1}, **place)
+    picture.add_scatter(x=list(swept), y=mean, name=said, **line, showlegend=set(place.values()) == {1}, **place)
 
 
 def _law(
@@ -345,18 +348,15 @@ def sweeps(root: Path, names: list[str]) -> go.Figure:
                     place, bpb = vertex(found)
                     star = {"mode": "markers", "marker": {"symbol": "star", "size": 11, "color": colour}}
                     picture.add_scatter(x=[2**place], y=[bpb], **star, showlegend=False, row=row, col=column)
-    ticks = [2.0**e for e in range(-12, 0)]
-    picture.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{each:.2g}" for each in ticks])
+    picture.update_xaxes(**TICKS)
     picture.update_yaxes(title="validation bpb", col=1)
     return picture.update_layout(template=TEMPLATE, height=300 * len(names), margin={"t": 80}, legend=LEGEND)
 
 
 def write(root: Path, names: list[str], laws: dict[str, Hyper]) -> None:
     """The plots as a page, and the measured numbers as JSON."""
-    pages = [
-        Html(each.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}))
-        for each in (optima(root, names, laws), sweeps(root, names))
-    ]
+    plain = {"full_html": False, "include_plotlyjs": False, "config": {"displayModeBar": False}}
+    pages = [Html(each.to_html(**plain)) for each in (optima(root, names, laws), sweeps(root, names))]
     page = document(
         "nachim: best learning rate and parametrisation",
         get_plotlyjs(),
