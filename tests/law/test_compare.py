@@ -165,3 +165,21 @@ def test_what_cannot_be_compared_is_said_in_one_sentence():
         compare(base, base)
     with pytest.raises(UserError, match="mine: the baseline has"):
         compare_all(base, {"mine": thin(idea, 2)})
+
+
+def test_runs_that_tell_next_to_nothing_are_said_to():
+    """A few noisy runs along one path: the law bends as it likes, and intervals stay finite."""
+    theta, law = TRUTH["chinchilla"], LAWS["chinchilla"]
+    x = np.geomspace(3e6, 3e7, 5)
+    rng = np.random.default_rng(12)
+    found = []
+    for _ in range(12):
+        noise = np.exp(0.05 * rng.standard_normal((2, 5)))
+        base, idea = (
+            Observations(tokens=20 * x, params=x, loss=law.predict(theta, x, 20 * x) * each) for each in noise
+        )
+        found.append(compare(base, idea))
+    assert all(1e-3 <= one.low <= one.multiplier <= one.high <= 1e3 for one in found)
+    vague = [one for one in found if one.high > 10 * one.low]
+    assert vague
+    assert all(any("next to nothing" in note for note in one.notes) for one in vague)

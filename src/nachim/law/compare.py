@@ -31,7 +31,9 @@ from nachim.spec.error import UserError
 FEWEST = 4
 """Runs that each ladder has at least."""
 FURTHEST = 1e3
-"""Largest multiplier, and largest loss of compute, that is looked for."""
+"""Largest multiplier, and largest loss of compute, that is looked for; no interval reaches farther."""
+VAGUE = 10.0
+"""An interval whose ends are this many times apart tells next to nothing."""
 TREND_SPAN = 1.5
 """A trend is fitted to runs whose compute differs at least by this factor."""
 TILT_RUNS = 10
@@ -79,7 +81,7 @@ class Worth:
         """The multiplier at compute `flops` (n,), and the ends of its 95 % interval."""
         away = np.log(flops) - self.centre
         rows = [self.solved.interval(_at(self.solved, each, self.trend is not None)) for each in away]
-        value, low, high = np.exp(np.array(rows)).T
+        value, low, high = _multiplier(np.array(rows)).T
         return value, low, high
 
     @property
@@ -238,7 +240,7 @@ def _told(model: _Model, solved: Robust, noise: Array, span: tuple[float, float]
         )
     away = _most_telling(model, solved, span)
     here = _at(solved, away, model.trending)
-    value, low, high = np.exp(solved.interval(here))
+    value, low, high = _multiplier(np.array(solved.interval(here)))
     slope = _unit(solved, 1) if model.trending else None
     rising = solved.interval(slope) if slope is not None else None
     p, trend_p = solved.p_value(here), solved.p_value(slope) if slope is not None else None
@@ -259,7 +261,7 @@ def _told(model: _Model, solved: Robust, noise: Array, span: tuple[float, float]
         law=model.surface.name,
         noise=float(noise[0] if len(model.rows.base) else noise[2]),
         points=points,
-        notes=tuple(_notes(model, solved, points, float(value))),
+        notes=tuple(_notes(model, solved, points, float(high / low))),
         solved=solved,
         centre=model.centre,
         q=p,
@@ -276,8 +278,8 @@ def _most_telling(model: _Model, solved: Robust, span: tuple[float, float]) -> f
     return float(np.clip(-bread[0, 1] / bread[1, 1], low, high))
 
 
-def _notes(model: _Model, solved: Robust, points: Array, multiplier: float) -> list[str]:
-    """What a reader should beware of."""
+def _notes(model: _Model, solved: Robust, points: Array, width: float) -> list[str]:
+    """What a reader should beware of; `width` is the ratio of the interval's ends."""
     found, rows, runs = [], model.rows, model.runs
     if rows.single.size:
         found.append(
@@ -285,6 +287,8 @@ def _notes(model: _Model, solved: Robust, points: Array, multiplier: float) -> l
         )
     if not rows.chains and runs.label is not None:
         found.append("all runs are of one chain, and share noise that cannot be told: the interval is too narrow")
+    if width > VAGUE:
+        found.append(f"the interval's ends are {width:.3g} times apart: these runs tell next to nothing")
     if np.ptp(runs.log_x) < 0.05:
         found.append("all runs have one shape: compute here means training it longer")
     reach = np.exp(runs.log_flops[~runs.idea])
@@ -296,6 +300,12 @@ def _notes(model: _Model, solved: Robust, points: Array, multiplier: float) -> l
         far = np.flatnonzero(miss > OUTLYING * 1.4826 * np.median(miss))
         found += [f"the pair at {points[i, 0]:.3g} FLOP lies far off the others: look at its runs" for i in far[:3]]
     return found
+
+
+def _multiplier(log_m: Array) -> Array:
+    """From its log, no farther from 1 than what is looked for."""
+    reach = np.log(FURTHEST)
+    return np.asarray(np.exp(np.clip(log_m, -reach, reach)))
 
 
 def _runs(count: int) -> str:
