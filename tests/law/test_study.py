@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nachim.law import LAWS, Observations, check_regime, study
+from nachim.law import LAWS, Observations, check_regime, concat, study
 from nachim.law.interval import LARGEST_FACTOR, conformal_factor, half_width, noise_under
 from nachim.law.select import budgets
 from nachim.spec.error import UserError
@@ -177,6 +177,14 @@ def test_a_larger_law_forecasts_large_tables_and_is_not_reported():
     alone = 100 * np.mean(np.abs(reading.fit.predict(unseen.params, unseen.tokens) / unseen.loss - 1))
     assert reading.held_out(unseen).mape < 0.5 * alone
     assert "farseer" not in study(every.subset(np.flatnonzero(~dear)[:35]), draws=40).errors
+
+
+def test_rows_given_twice_are_no_more_runs_to_roll_out_from():
+    obs = ladder(LAWS["coupled"], np.random.default_rng(0), 0.003)
+    twice = study(concat([obs, obs.subset(np.arange(4, 11))]), draws=40)
+    assert twice.regime is None
+    cheap = obs.flops <= twice.rollouts.cuts[0]
+    assert cheap.sum() >= 9 + 4
 
 
 def test_budgets_hold_runs_within_ten_percent():

@@ -204,16 +204,18 @@ def budgets(flops: Array) -> npt.NDArray[np.intp]:
 
 def choose_cuts(laws: Mapping[str, Law], samples: Mapping[str, Sample], flops: Array) -> Array:
     """Up to CUTS compute values, even in log C, below which lie LEAST_SHARE of the runs and enough to
-    determine every law with SPARE runs to spare, and above which two or more runs lie."""
+    determine every law with SPARE runs to spare, and above which two or more runs lie. A row given twice is one run."""
     label = budgets(flops)
     tops = np.array([flops[label == number].max() for number in range(label.max() + 1)])
-    weight = next(iter(samples.values())).weight
-    enough = max(LEAST_SHARE * len(flops), *(law.size + SPARE for law in laws.values()))
+    sample = next(iter(samples.values()))
+    weight, distinct = sample.weight, np.zeros(len(flops), dtype=bool)
+    distinct[np.unique(np.stack([*sample.inputs, sample.log_loss]), axis=1, return_index=True)[1]] = True
+    enough = max(LEAST_SHARE * distinct.sum(), *(law.size + SPARE for law in laws.values()))
     fit = []
     for top in tops:
         cheap = (flops <= top) & (weight > 0)
         if (
-            cheap.sum() >= enough
+            (cheap & distinct).sum() >= enough
             and (flops > top).sum() >= 2
             and not any(shortfall(samples[name], law, cheap) for name, law in laws.items())
         ):
