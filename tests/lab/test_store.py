@@ -18,7 +18,8 @@ from nachim.spec.disk import write_text
 def test_a_ladder_tells_of_rungs_that_diverged_or_are_badly_tuned(tmp_path: Path) -> None:
     data = tiny_data(tmp_path)
     shapes = [shape(width, data.tokenizer.vocab_size) for width in (32, 40)]
-    planned = make_ladder(Recipe(data=data, precision="fp32", batch_factor=0.02), shapes, [1e10, 2e10, 4e10], 10**9, "isoflop")
+    recipe = Recipe(data=data, precision="fp32", batch_factor=0.02)
+    planned = make_ladder(recipe, shapes, [1e10, 2e10, 4e10], 10**9, "isoflop")
     runs = planned.runs
     tokens = np.array([float(run.train.tokens) for run in runs])
     scale = np.array([float(run.flops_per_token) for run in runs])

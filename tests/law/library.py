@@ -172,5 +172,6 @@ def runs(name: str, noise: float = 0.0) -> Observations:
     loss = LAWS[name].predict(TRUTH[name], **given) * exp(noise * np.random.default_rng(1).standard_normal(100))
     ones = np.ones(100)
     extra = {each: column for each, column in given.items() if each not in ("x", "tokens", "flops")}
-    own = {"params": given.get("x", ones), "tokens": given.get("tokens", ones), "flops": given.get("flops", np.empty(0))}
+    flops = given.get("flops", np.empty(0))
+    own = {"params": given.get("x", ones), "tokens": given.get("tokens", ones), "flops": flops}
     return Observations(loss=loss, extra=extra, **own)
