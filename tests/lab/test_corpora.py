@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from line import Silent
@@ -92,3 +93,20 @@ def test_a_question_of_several_corpora_is_one_a_corpus():
         Ask(data=("a/web", "b/web")).each()
     with pytest.raises(UserError, match="no such file"):
         Ask(data=("/nowhere",)).corpus()
+
+
+def test_what_is_wrong_with_one_corpus_of_several_says_which():
+    def claim() -> None:
+        pass
+
+    def too_small() -> None:
+        raise UserError("the corpus holds 6 bytes")
+
+    def too_short() -> None:
+        raise UserError("give it more --minutes")
+
+    fine = SimpleNamespace(claim=claim, corpus=lambda: SimpleNamespace(unique_tokens=10), plan=too_short)
+    with pytest.raises(UserError, match=r"^books: the corpus holds 6 bytes"):
+        plan_all({"web": fine, "books": SimpleNamespace(claim=claim, corpus=too_small)})
+    with pytest.raises(UserError, match=r"more --minutes \(2 corpora share them evenly\)"):
+        plan_all({"web": fine, "books": fine})

@@ -138,7 +138,8 @@ def _show_optima(console: Any, summary: dict[str, Any], model: str, title: str) 
     from rich.table import Table
 
     first, unit = summary["corpora"][0]["name"], "param" if summary["scale"] == "params" else "x"
-    table = Table(title=f"{title}; optimum at {summary['flops']:.3g} FLOPs, 90 % intervals", title_justify="left")
+    title = f"{title}; optimum at {summary['flops']:.3g} FLOPs, 90 % intervals under this law"
+    table = Table(title=title, title_justify="left")
     for head in ("corpus", "scale exponent", "best x", f"tokens per {unit}", f"x over {first}'s"):
         table.add_column(head, justify="left" if head == "corpus" else "right")
     for one in summary[model]:

@@ -24,7 +24,10 @@ def plan_all(studies: Mapping[str, Study]) -> Plan:
         study.claim()
     unique = {name: _unique(name, study) for name, study in studies.items()}
     first = studies[min(unique, key=lambda name: unique[name])]
-    plan = first.plan()
+    try:
+        plan = first.plan()
+    except UserError as error:
+        raise UserError(f"{error} ({len(studies)} corpora share them evenly)") from None
     for study in studies.values():
         for name in COMMON:
             if not (study.root / name).exists():

@@ -164,7 +164,9 @@ def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design:
         return least
     if best is None:
         needs = f"the smallest takes about {total(least) / 60:.1f} minutes" if least else "none fits the corpus"
-        raise UserError(f"no useful ladder fits into {seconds / 60:.1f} minutes here: {needs}; give it more --minutes")
+        raise UserError(
+            f"no useful ladder fits into the {max(0.0, seconds) / 60:.1f} minutes left: {needs}; give it more --minutes"
+        )
     return best
 
 
