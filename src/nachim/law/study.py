@@ -37,7 +37,7 @@ from nachim.spec.error import UserError
 DRAWS = 200
 WORK = 250_000
 """Upper bound of runs x draws in a bootstrap: very large tables need fewer draws, and get fewer."""
-RUNS_EACH = 4
+RUNS_EACH = 6
 """A larger law takes part where the table holds so many runs for each of its coefficients."""
 TRACE = 1e-9
 """Shares that sum to less tell their laws apart no more."""
