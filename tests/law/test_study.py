@@ -184,7 +184,7 @@ def test_rows_given_twice_are_no_more_runs_to_roll_out_from():
     twice = study(concat([obs, obs.subset(np.arange(4, 11))]), draws=40)
     assert twice.regime is None
     cheap = obs.flops <= twice.rollouts.cuts[0]
-    assert cheap.sum() >= 9 + 4
+    assert cheap.sum() >= 0.4 * len(obs)
 
 
 def test_budgets_hold_runs_within_ten_percent():
