@@ -56,8 +56,8 @@ def captions(record: Record) -> dict[str, tuple[str, str, str]]:
         "rollouts": (
             "Would it have been right before?",
             "The cheap runs alone were fitted and asked for each dearer run; up is worse than forecast. The number "
-            "beside a law is its mean absolute miss, far forecasts counting more. The law with the smaller miss is "
-            "chosen, and its interval is stretched until it would have covered these.",
+            "beside a law is its mean absolute miss, far forecasts counting more. The smaller the miss, the "
+            "larger a law's share in the forecast, whose interval is stretched until it would have covered these.",
             "Not drawn: too few runs to fit the cheap ones alone." if record.reading else why,
         ),
     }
