@@ -49,10 +49,9 @@ def fit(
     OBS is a CSV or parquet table, one row a run, with the columns `tokens`, `loss` and `params` or
     `flops_per_token` (optional: `flops`, `lr`, `batch_tokens`, `seed`, `group`, `weight`).
 
-    The cheap runs forecast the dearer ones first. Laws count by how little they miss there, and so do runs near the
-    next budget; the forecast is their mean, and its intervals are stretched until they would have covered those
-    forecasts. Coefficients are those of the leading law, fitted to all runs. Where the runs cannot tell laws apart
-    that is said, with what would; a change of regime is reported: no law forecasts across it.
+    The cheap runs forecast the dearer ones first. Laws count by how little they miss there, and runs by how near they
+    are to the next budget; the forecast is a mean, its intervals stretched until they would have covered the rollouts.
+    Coefficients are the leading law's, fitted to all runs. A change of regime is reported, and laws that tie.
 
     Example: nachim fit ladder.csv --holdout big.csv --json
 
@@ -60,42 +59,36 @@ def fit(
         obs: Table of finished runs to fit.
         holdout: Table of other runs, not fitted, on which error and interval coverage are measured.
         law: chinchilla is E + A·x^-alpha + B·D^-beta; coupled is E + (A·x^-alpha + B·D^-beta)^k;
-            auto takes the one that forecasts better. The others, with their formulas and the columns that
-            they read, stand in docs/laws.md.
+            auto weighs them by their forecasts. The others stand in docs/laws.md, with the columns they read.
         scale: What x is; by default flops_per_token (M) where that column is present, else params (N).
         flops: Compute at which to show the optimum: not one model but all that are as good within a tolerance.
         within: That tolerance, in percent of the best loss.
-        by: `--by group` takes the column `group` as the name of each run's corpus, fits the corpora jointly, tests
-            whether their exponents differ, and shows how the optimum at --flops shifts (default: 10 times the
-            dearest run).
+        by: `--by group` takes the column `group` as each run's corpus, fits the corpora jointly, tests whether their
+            exponents differ, and shows how the optimum at --flops shifts (default: 10 times the dearest run).
         bootstrap: Number of refits that the intervals are drawn from; by default 200, fewer for very large tables.
-        drop_flagged: Leave out the rows that are flagged (duplicated, diverged, under-tuned, outliers). By default
-            they are shown and fitted: Huber's loss bounds their pull, and a law that is wrong flags good runs too.
+        drop_flagged: Leave out the flagged rows (duplicated, diverged, under-tuned, outliers). By default they are
+            shown and fitted: Huber's loss bounds their pull, and a law that is wrong flags good runs too.
         seed: Seed of the bootstrap.
         json: Print one JSON object instead of tables.
     """
+    if bootstrap is not None and bootstrap < 20:
+        raise UserError(f"--bootstrap is {bootstrap}: a 90 % interval needs at least 20 refits, a steady one 200")
     runs = read(obs)
-    if by:
-        compared = summarise_corpora(runs, law, scale, seed, flops)
-        if json:
-            print(jsonlib.dumps(compared))
-        else:
-            show_corpora(compared, obs)
-        return 0
     unseen = read(holdout) if holdout else None
     if unseen is not None:
         unseen.x(scale or runs.scales[0])
-    if bootstrap is not None and bootstrap < 20:
-        raise UserError(f"--bootstrap is {bootstrap}: a 90 % interval needs at least 20 refits, a steady one 200")
-    flags = find(runs, scale)
-    runs = without(runs, flags) if drop_flagged else runs
-    reading = study(runs, law=law, scale=scale, seed=seed, draws=bootstrap)
-    summary = summarise(reading, runs, unseen) | summarise_flags(runs, flags, drop_flagged, unseen, flops)
-    summary["optima"] = None if flops is None else summarise_optima(reading, flops, within)
+    if by:
+        summary = summarise_corpora(runs, law, scale, seed, flops)
+    else:
+        flags = find(runs, scale)
+        runs = without(runs, flags) if drop_flagged else runs
+        reading = study(runs, law=law, scale=scale, seed=seed, draws=bootstrap)
+        summary = summarise(reading, runs, unseen) | summarise_flags(runs, flags, drop_flagged, unseen, flops)
+        summary["optima"] = None if flops is None else summarise_optima(reading, flops, within)
     if json:
         print(jsonlib.dumps(summary))
     else:
-        _show(summary)
+        show_corpora(summary, obs) if by else _show(summary)
     return 0
 
 
