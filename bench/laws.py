@@ -17,11 +17,10 @@ from rich.progress import track
 from rich.table import Table
 
 from nachim.law import Observations, fit, read
+from nachim.law.backtest import split
 from nachim.law.laws import ALL
-from nachim.law.select import budgets
 from nachim.spec.error import UserError
 
-HELD_OUT = 0.1
 NAMES = ("chinchilla", "coupled", "farseer", "overtraining", "kaplan", "power-flops", "constrained")
 
 
@@ -82,12 +81,9 @@ def overfitted(obs: Observations) -> np.ndarray:
 
 
 def dearest(obs: Observations) -> tuple[Observations, Observations]:
-    """The cheaper runs, and the dearest whole budgets that hold at least HELD_OUT of the runs."""
-    label = budgets(obs.flops)
-    top = label.max()
-    while (label >= top).mean() < HELD_OUT:
-        top -= 1
-    return obs.subset(label < top), obs.subset(label >= top)
+    """The cheaper runs, and the dearest whole budgets."""
+    cheap, dear = split(obs)
+    return obs.subset(cheap), obs.subset(dear)
 
 
 def measure(name: str, fitted: Observations, rest: Observations) -> tuple[float, float]:
@@ -102,4 +98,7 @@ def measure(name: str, fitted: Observations, rest: Observations) -> tuple[float,
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) == 2:
+        main()
+    else:
+        print("give a folder of published runs: python bench/laws.py ../shared/data/scaling")

@@ -67,4 +67,7 @@ def smaller(grid: Sweep) -> list[tuple[int, Regret, Regret]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if len(sys.argv) == 2:
+        main(sys.argv[1])
+    else:
+        print("give a table of a grid: python bench/transfer.py ../shared/data/scaling/steplaw/observations.csv")

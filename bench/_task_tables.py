@@ -1,6 +1,6 @@
 """Tables for `nachim tasks` from published runs: `git clone` the two repositories, then
 
-    python bench/task_tables.py --olmo OLMo-ladder --gadre scaling --out tables
+    python bench/_task_tables.py --olmo OLMo-ladder --gadre scaling --out tables
     nachim tasks tables/olmo_small.csv --holdout tables/olmo_large.csv
     nachim tasks tables/gadre_small.csv --holdout tables/gadre_large.csv --unit nats
 
