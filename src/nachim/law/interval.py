@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from nachim.law.forms import Array, Law, Sample
 from nachim.law.solve import minimise
@@ -44,7 +44,7 @@ def noise_under(residuals: Array, weight: Array, size: int) -> tuple[float, floa
     worth = total**2 / (weight**2).sum()
     freedom = max(1.0, worth - size)
     sd = math.sqrt((weight * inside**2).sum() / total * worth / freedom)
-    return sd, float(stats.t.ppf(0.95, freedom) / stats.norm.ppf(0.95))
+    return sd, float(special.stdtrit(freedom, 0.95) / special.ndtri(0.95))
 
 
 def bootstrap(law: Law, sample: Sample, points: Array, weights: Array, draws: int, rng: np.random.Generator) -> Array:
@@ -97,7 +97,7 @@ def conformal_factor(scores: Array, trust: Array, level: float = 0.9) -> float:
     """
     if not len(scores):
         return 1.0
-    perfect = stats.halfnorm.ppf((np.arange(100) + 0.5) / 100) / stats.norm.ppf((1 + level) / 2)
+    perfect = special.ndtri((1 + (np.arange(100) + 0.5) / 100) / 2) / special.ndtri((1 + level) / 2)
     every, weight = np.append(scores, perfect), np.append(trust, np.full(100, PERFECT / 100))
     stretch = np.quantile(every, level, weights=weight, method="inverted_cdf")
     return float(np.clip(stretch, 1.0, LARGEST_FACTOR))
