@@ -39,11 +39,14 @@ def test_the_json_has_every_set_with_its_numbers(folder, capsys):
 def test_a_person_sees_tables_a_sentence_and_a_page(folder, tmp_path, capsys):
     (folder / "bad").mkdir()
     (folder / "bad" / "observations.csv").write_text("a\n1\n")
+    (folder / "few").mkdir()
+    ladder(LAWS["coupled"], np.random.default_rng(0), 0.003).subset(np.arange(4)).write(folder / "few/observations.csv")
     page = tmp_path / "backtest.html"
     assert backtest_(folder, law=("auto", "coupled"), out=page) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Over 2 sets the choice among laws forecast the dearest runs" in said
     assert "skipped:" in said
+    assert "no forecast of few:" in said
     html = page.read_text(encoding="utf-8")
     assert html.count("plotly-graph-div") == 2
     assert "http-equiv" in html

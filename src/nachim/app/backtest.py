@@ -107,21 +107,26 @@ HEADS = ("set", "law", "fitted", "held out", "times dearer", "error, %", "inside
 
 
 def rows_of(sets: Sequence[DataSet], trials: Sequence[Trial], law: str, cutoff: float = 1.0) -> list[list[str]]:
-    """A row under HEADS for each set: the forecast of `law`, or why there is none."""
+    """A row under HEADS for each set: the forecast of `law`, "none" where it made none (see `reasons`)."""
     rows = []
     for data in sets:
         one = next(t for t in trials if (t.data, t.law, t.cutoff) == (data.name, law, cutoff))
-        counts = [data.name, one.chosen or law, str(one.fitted), str(one.held_out)]
+        counts = [data.name, one.chosen or "none", str(one.fitted), str(one.held_out)]
         if one.reason:
-            rows.append([*counts, *[""] * 4, one.reason])
+            rows.append([*counts, *[""] * 5])
         else:
             numbers = (f"{one.reach:.1f}", f"{one.mape:.2f}", f"{one.coverage90:.0f}", f"{one.median_width:.2f}")
             rows.append([*counts, *numbers, f"{one.seconds:.2f}"])
     return rows
 
 
+def reasons(trials: Sequence[Trial], law: str, cutoff: float = 1.0) -> list[str]:
+    """A line for each set of which `law` made no forecast: why."""
+    return [f"{one.data}: {one.reason}" for one in trials if one.reason and (one.law, one.cutoff) == (law, cutoff)]
+
+
 POOLED_HEADS = (
-    *("law", "cut-off", "sets", "median error, %", "worst, %", "inside, %", "least, %"),
+    *("law", "cut-off", "sets", "median, %", "worst, %", "inside, %", "least, %"),
     *("width, %", "poor", "seconds"),
 )
 
@@ -161,17 +166,14 @@ def _show(sets: Sequence[DataSet], trials: Sequence[Trial], summary: dict[str, A
 
     console = Console()
     first = summary["pooled"][0]["law"]
-    for title, heads, rows in (
-        (
-            f"{first}: cheaper runs fitted, at least the dearest {HELD_OUT:.0%} held out",
-            HEADS,
-            rows_of(sets, trials, first),
-        ),
-        ("all sets together", POOLED_HEADS, pooled_rows(summary)),
+    rule = f"{first}: cheaper runs fitted, at least the dearest {HELD_OUT:.0%} held out"
+    for title, heads, rows, whole in (
+        (rule, HEADS, rows_of(sets, trials, first), 1),
+        ("all sets together", POOLED_HEADS, pooled_rows(summary), 0),
     ):
         table = Table(title=title, title_justify="left")
         for place, head in enumerate(heads):
-            table.add_column(head, justify="left" if place == 0 else "right", overflow="fold")
+            table.add_column(head, justify="left" if place == 0 else "right", overflow="fold", no_wrap=place == whole)
         for row in rows:
             table.add_row(*row)
         console.print(table)
@@ -179,5 +181,7 @@ def _show(sets: Sequence[DataSet], trials: Sequence[Trial], summary: dict[str, A
     for data in sets:
         for note in data.notes:
             console.print(f"{data.name}: {note}", highlight=False, markup=False)
+    for line in reasons(trials, first):
+        console.print(f"no forecast of {line}", highlight=False, markup=False)
     for line in summary["skipped"]:
         console.print(f"skipped: {line}", highlight=False, markup=False)

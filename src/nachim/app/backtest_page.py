@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from nachim.app.backtest import HEADS, POOLED_HEADS, pooled_rows, rows_of, verdict
+from nachim.app.backtest import HEADS, POOLED_HEADS, pooled_rows, reasons, rows_of, verdict
 from nachim.app.figures import SHAPES, TEMPLATE, round_ticks, spelt
 from nachim.app.page import Html, bullets, document, element, figure, table
 from nachim.law.backtest import CUTOFFS, HELD_OUT, DataSet, Trial
@@ -42,7 +42,7 @@ def write_page(path: Path, sets: Sequence[DataSet], trials: Sequence[Trial], sum
         get_plotlyjs(),
         element("header", element("h1", f"nachim backtest · {len(sets)} sets")),
         element("div", verdict(summary), kind="verdict"),
-        bullets("Tables that could not be read", summary["skipped"], "gaps"),
+        bullets("Without a forecast", [*reasons(trials, first), *summary["skipped"]], "gaps"),
         figure("Error of every law on every set", _drawn(by_set(sets, trials)), BY_SET, ""),
         figure("Error against reach", _drawn(by_reach(trials, first)), BY_REACH, ""),
         element("h2", "Numbers"),
