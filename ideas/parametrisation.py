@@ -6,8 +6,7 @@ Every shape of two ladders from one base, one in width and one in depth, is swep
 until its best lies inside the sweep: the same data, batch and steps for all, seeds paired. Prints the best rate of
 every shape, the exponents with which it moves, and what the largest shapes lose by each rule for their rate: the base's
 kept, DeepSeek's power of compute, the law that `nachim transfer` fits to the smaller shapes, and the base's under
-CompleteP. In width alone CompleteP is muP; in depth alone muP is the standard one. Finished runs are not repeated;
-`losses.json` and the plots, `parametrisation.html`, are left beside them.
+CompleteP (in width alone, muP). Finished runs are not repeated; beside them stand `losses.json` and the plots.
 """
 
 from __future__ import annotations
@@ -272,7 +271,8 @@ def report(root: Path, names: list[str], laws: dict[str, Hyper]) -> None:
     for name, law in laws.items():
         lr = law.laws["lr"]
         ends = " to ".join(f"{end:.2f}" for end in lr.interval90["model"])
-        print(f"{name:16s} lr proportional to M^{lr.plane.model:.2f} (90 %: {ends})")
+        rates = (f"{1e3 * lr.plane(*scale(name, each)):.2f} e-3 for {each[1]} x {each[0]}" for each in LARGEST)
+        print(f"{name:16s} lr proportional to M^{lr.plane.model:.2f} (90 %: {ends}), {', '.join(rates)}")
     print("the largest shapes: bpb, and what it is over the standard's own best there, % (95 % interval, seeds paired)")
     for axis, models in AXES.items():
         for standard, law in laws.items():
