@@ -7,8 +7,8 @@ import pytest
 from nachim.budget.throughput import Throughput
 from nachim.lab.ladder import make_ladder
 from nachim.lab.recipe import Recipe
-from nachim.lab.size import REACH, Pace, lay_out, repeat, size, total
-from nachim.spec import BPE, Data, UserError
+from nachim.lab.size import REACH, Pace, anchored, lay_out, repeat, size, sweep_shape, total
+from nachim.spec import BPE, CompleteP, Data, Standard, UserError
 
 RECIPE = Recipe(data=Data(tokenizer=BPE(vocab_size=512), seq_len=128), precision="fp32", batch_factor=0.2)
 UNIQUE = 13_000_000
@@ -36,6 +36,16 @@ def test_plan_fills_the_time_and_keeps_the_promises(seconds: float) -> None:
 def test_a_faster_machine_climbs_higher() -> None:
     slow, fast = (size(RECIPE, 900, UNIQUE, pace(rate), "trunks") for rate in (2e10, 8e10))
     assert fast.levels[-1] > 2 * slow.levels[-1]
+
+
+def test_trunks_share_a_rate_that_suits_every_shape() -> None:
+    """The sweep's shape is the base, where CompleteP is the standard one; separate runs keep a rate of their own."""
+    base, shared = sweep_shape(RECIPE, 1e11), anchored(RECIPE, 1e11, "trunks")
+    part = shared.run(base, 1e11, 1e6).model.parametrisation
+    assert isinstance(part, CompleteP)
+    assert (part.wider(base.d_model), part.deeper(base.n_layers), part.score(base.attention.d_head)) == (1, 1, 1)
+    assert shared.run(base, 1e13, 1e8).train.optimizer == shared.run(base, 1e11, 1e6).train.optimizer
+    assert anchored(RECIPE, 1e11, "isoflop").run(base, 1e11, 1e6).model.parametrisation == Standard()
 
 
 def test_too_little_time_names_the_least_that_works() -> None:

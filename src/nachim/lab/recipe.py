@@ -7,7 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nachim.law.transfer import Transfer
-from nachim.spec import WSD, AdamW, Cosine, Data, Decoder, Growth, MultiStep, Muon, Part, Run, Train, Validation
+from nachim.spec import (
+    WSD,
+    AdamW,
+    Cosine,
+    Data,
+    Decoder,
+    Growth,
+    MultiStep,
+    Muon,
+    Parametrisation,
+    Part,
+    Run,
+    Standard,
+    Train,
+    Validation,
+)
+from nachim.spec.part import later
 
 GROWTH = 0.75
 """Power of tokens with which an anchored recipe's batch grows; measured in `ideas/growing_batch.md`."""
@@ -30,7 +46,8 @@ class Recipe(Part):
 
     With an `anchor` they are those of its compute in every run, and from its tokens on the batch grows with the tokens
     seen: a run is then the beginning of any longer one, and small runs and their target follow one course. Without it
-    they are those of the run's own compute. The batch is rounded to a power of two of sequences.
+    they are those of the run's own compute. The batch is rounded to a power of two of sequences. Every model takes the
+    `parametrisation`, which makes one rate do for all shapes.
     """
 
     data: Data
@@ -38,6 +55,7 @@ class Recipe(Part):
     lr_factor: float = 1.0
     batch_factor: float = 1.0
     anchor: Anchor | None = None
+    parametrisation: Parametrisation = later(Standard())
     warmup_steps: int = 64
     optimizer: Literal["muon", "adamw"] = "muon"
     schedule: Literal["wsd", "cosine", "multistep"] = "wsd"
@@ -88,6 +106,7 @@ class Recipe(Part):
             seed=seed,
         )
         data = replace(self.data, seed=seed)
+        validation = Validation(tokens=self.validation_tokens, times=times)
         return Run(
-            model=model, data=data, train=train, validation=Validation(tokens=self.validation_tokens, times=times)
+            model=replace(model, parametrisation=self.parametrisation), data=data, train=train, validation=validation
         )

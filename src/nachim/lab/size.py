@@ -12,7 +12,7 @@ from nachim.lab.ladder import FEWEST_STEPS, Chain, Design, Ladder, budgets, make
 from nachim.lab.recipe import Anchor, Recipe
 from nachim.lab.sweep import sweep
 from nachim.law.transfer import model_opt
-from nachim.spec import Decoder, Part, Run, UserError
+from nachim.spec import CompleteP, Decoder, Part, Run, UserError
 
 REACH = 10.0
 """How many times the ladder's largest budget a target is at least."""
@@ -109,11 +109,18 @@ def sweep_shape(recipe: Recipe, flops: float) -> Decoder:
 
 
 def anchored(recipe: Recipe, flops: float, design: Design) -> Recipe:
-    """`recipe` with its anchor at the sweep's rung of `flops`, for trunks; separate runs have no anchor."""
+    """`recipe` with its anchor at the sweep's rung of `flops` and its shape as the base, for trunks; separate runs have
+    neither.
+
+    Runs of one course have one rate, and the best one falls as fast as width grows (measured in
+    `ideas/parametrisation.md`): CompleteP takes that up.
+    """
     if design == "isoflop":
         return recipe
-    tokens = round(flops / sweep_shape(recipe, flops).flops_per_token(recipe.data.seq_len))
-    return replace(recipe, anchor=Anchor(flops=flops, tokens=tokens))
+    shape = sweep_shape(recipe, flops)
+    tokens = round(flops / shape.flops_per_token(recipe.data.seq_len))
+    base = CompleteP(base_width=shape.d_model, base_head=shape.attention.d_head, base_depth=shape.n_layers)
+    return replace(recipe, anchor=Anchor(flops=flops, tokens=tokens), parametrisation=base)
 
 
 def repeat(recipe: Recipe, ladder: Ladder) -> Ladder:
