@@ -60,3 +60,13 @@ def test_what_compares_nothing_is_refused(runs):
         runs.write_text("\n".join(lines[:kept]) + "\n")
         with pytest.raises(UserError, match=said):
             fit(runs, by="group")
+
+
+def test_options_that_read_one_corpus_are_refused_and_flagged_rows_dropped(runs, capsys):
+    for options in ({"holdout": runs}, {"bootstrap": 50}):
+        with pytest.raises(UserError, match="does not go with --by group"):
+            fit(runs, by="group", **options)
+    fit(runs, by="group", drop_flagged=True, json=True)
+    kept = json.loads(capsys.readouterr().out)
+    fit(runs, by="group", json=True)
+    assert json.loads(capsys.readouterr().out) != kept

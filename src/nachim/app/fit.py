@@ -71,17 +71,16 @@ def fit(
         seed: Seed of the bootstrap.
         json: Print one JSON object instead of tables.
     """
-    if bootstrap is not None and bootstrap < 20:
-        raise UserError(f"--bootstrap is {bootstrap}: a 90 % interval needs at least 20 refits, a steady one 200")
+    _check(by, holdout, bootstrap)
     runs = read(obs)
     unseen = read(holdout) if holdout else None
     if unseen is not None:
         unseen.x(scale or runs.scales[0])
+    flags = find(runs, scale)
+    runs = without(runs, flags) if drop_flagged else runs
     if by:
         summary = summarise_corpora(runs, law, scale, seed, flops)
     else:
-        flags = find(runs, scale)
-        runs = without(runs, flags) if drop_flagged else runs
         reading = study(runs, law=law, scale=scale, seed=seed, draws=bootstrap)
         summary = summarise(reading, runs, unseen) | summarise_flags(runs, flags, drop_flagged, unseen, flops)
         summary["optima"] = None if flops is None else summarise_optima(reading, flops, within)
@@ -90,6 +89,14 @@ def fit(
     else:
         show_corpora(summary, obs) if by else _show(summary)
     return 0
+
+
+def _check(by: str | None, holdout: Path | None, bootstrap: int | None) -> None:
+    if bootstrap is not None and bootstrap < 20:
+        raise UserError(f"--bootstrap is {bootstrap}: a 90 % interval needs at least 20 refits, a steady one 200")
+    if by and (holdout or bootstrap):
+        name = "--holdout" if holdout else "--bootstrap"
+        raise UserError(f"{name} does not go with --by {by}: fit one corpus at a time for it")
 
 
 def summarise(reading: Study, runs: Observations, unseen: Observations | None) -> dict[str, Any]:
