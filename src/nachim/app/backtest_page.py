@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from nachim.app.backtest import HEADS, POOLED_HEADS, pooled_rows, reasons, rows_of, verdict
-from nachim.app.figures import SHAPES, TEMPLATE, round_ticks, spelt
+from nachim.app.figures import SHAPES, TEMPLATE, log_axis, round_ticks
 from nachim.app.page import Html, bullets, document, element, figure, table
 from nachim.law.backtest import CUTOFFS, HELD_OUT, DataSet, Trial
 from nachim.spec.disk import write_text
@@ -76,7 +76,7 @@ def by_set(sets: Sequence[DataSet], trials: Sequence[Trial]) -> go.Figure:
             x=[max(own[name].mape, LEAST_SHOWN) if name in own else None for name in order], y=order, mode="markers",
             marker=marker, name=names[place], legendrank=place, hovertemplate="%{y}: %{x:.2f} %",
         )  # fmt: skip
-    _log_axis(fig.update_xaxes, [each.mape for each in made], "mean absolute error, %")
+    log_axis(fig.update_xaxes, _ticks([each.mape for each in made]), "mean absolute error, %")
     return fig.update_layout(height=160 + 26 * len(order)).update_yaxes(automargin=True, type="category")
 
 
@@ -92,8 +92,9 @@ def by_reach(trials: Sequence[Trial], law: str) -> go.Figure:
             marker={"color": colour, "size": 9, "symbol": symbols}, name=f"{cutoff:.0%} of the cheaper runs fitted",
             text=[each.data for each in own], hovertemplate="%{text}: %{y:.2f} % at %{x:.1f} times<extra></extra>",
         )  # fmt: skip
-    _log_axis(fig.update_xaxes, [each.reach for each in made], "dearest held-out run / dearest fitted run, compute")
-    _log_axis(fig.update_yaxes, [each.mape for each in made], "mean absolute error, %")
+    title = "dearest held-out run / dearest fitted run, compute"
+    log_axis(fig.update_xaxes, _ticks([each.reach for each in made]), title)
+    log_axis(fig.update_yaxes, _ticks([each.mape for each in made]), "mean absolute error, %")
     return fig.update_layout(height=420)
 
 
@@ -101,6 +102,5 @@ def _drawn(fig: go.Figure) -> Html:
     return Html(fig.to_html(full_html=False, include_plotlyjs=False, config=CONFIG))
 
 
-def _log_axis(update: Any, values: Sequence[float], title: str) -> None:
-    ticks = round_ticks(max(min(values), LEAST_SHOWN), max(values))
-    update(type="log", title=title, tickvals=ticks, ticktext=[spelt(each) for each in ticks])
+def _ticks(values: Sequence[float]) -> list[float]:
+    return round_ticks(max(min(values), LEAST_SHOWN), max(values))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from plotly.colors import hex_to_rgb
 from plotly.offline import get_plotlyjs
 
 from nachim.app.compare import counted, verdict, verdict_kind
-from nachim.app.figures import SHAPES, TEMPLATE, round_ticks, spelt
+from nachim.app.figures import SHAPES, TEMPLATE, log_axis, round_ticks
 from nachim.app.page import Html, bullets, cards, document, element, figure, power, table
 from nachim.law.compare import Worth
 from nachim.spec.disk import write_text
@@ -69,8 +69,8 @@ def multipliers(found: Mapping[str, Worth]) -> go.Figure:
         )  # fmt: skip
     fig.add_hline(y=1.0, line={"color": "#7b8494", "width": 1, "dash": "dash"})
     spans = [end for worth in found.values() for end in worth.span]
-    _log_axis(fig.update_xaxes, round_ticks(min(spans), max(spans)), "training compute of the idea's run, FLOP")
-    _log_axis(fig.update_yaxes, _around_one(min(seen), max(seen)), "multiplier of compute")
+    log_axis(fig.update_xaxes, round_ticks(min(spans), max(spans)), "training compute of the idea's run, FLOP")
+    log_axis(fig.update_yaxes, _around_one(min(seen), max(seen)), "multiplier of compute")
     return fig.update_yaxes(range=np.log10([min(seen) / 1.03, max(seen) * 1.03]).tolist())
 
 
@@ -80,10 +80,6 @@ def _around_one(low: float, high: float) -> list[float]:
         return round_ticks(low, high)
     step = next(size for size in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if (high - low) / size <= 10)
     return [round(1 + n * step, 2) for n in range(-10, 11) if low <= 1 + n * step <= high]
-
-
-def _log_axis(update: Callable[..., object], ticks: list[float], title: str) -> None:
-    update(type="log", title=title, tickvals=ticks, ticktext=[spelt(each) for each in ticks])
 
 
 def _cards(worth: Worth) -> list[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -335,7 +335,12 @@ def _log(fig: go.Figure, axis: str, title: str, col: int = 1) -> None:
     values = np.concatenate([np.asarray(trace[axis], float).ravel() for trace in traces])
     ticks = round_ticks(float(np.nanmin(values)), float(np.nanmax(values)))
     update = fig.update_xaxes if axis == "x" else fig.update_yaxes
-    update(type="log", title=title, tickvals=ticks, ticktext=[spelt(each) for each in ticks], row=1, col=col)
+    log_axis(update, ticks, title, row=1, col=col)
+
+
+def log_axis(update: Callable[..., object], ticks: list[float], title: str, **place: int) -> None:
+    """Make an axis logarithmic, by a figure's `update_xaxes` or `update_yaxes`, with `ticks` spelt out."""
+    update(type="log", title=title, tickvals=ticks, ticktext=[spelt(each) for each in ticks], **place)
 
 
 def round_ticks(low: float, high: float) -> list[float]:

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from nachim.law.forms import Array, Law
+from nachim.law.interval import MAD
 
 REACH = math.log(10)
 """Scale in log x and in log D over which a law's own misfit is alike: one decade."""
@@ -123,6 +124,6 @@ def split(jacobian: Array, near: Array, residual: Array, root: Array) -> tuple[f
 
 
 def clipped(residual: Array) -> Array:
-    """Residuals held within `CLIP` robust standard deviations (1.4826 times their median size)."""
-    most = CLIP * max(1.4826 * float(np.median(np.abs(residual))), LEAST_NOISE)
+    """Residuals held within `CLIP` robust standard deviations (MAD times their median size)."""
+    most = CLIP * max(MAD * float(np.median(np.abs(residual))), LEAST_NOISE)
     return np.clip(residual, -most, most)

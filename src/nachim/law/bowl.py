@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nachim.law.forms import Array
+from nachim.law.interval import MAD
 
 NEAR = 0.01
 """Excess over the cell's best loss at which a run counts half: far up its sides no simple form of a bowl holds."""
@@ -129,7 +130,7 @@ def _scatter(runs: Cells, bowl: Bowl) -> float:
     middle = np.searchsorted(np.cumsum(runs.weight[order]), runs.weight.sum() / 2)
     spent = len(np.unique(runs.cell)) + 3 * bowl.axes
     free = max(1.0, len(runs.y) - spent) / len(runs.y)
-    return max(FEWEST_LEFT, 1.4826 * float(np.abs(residual)[order][middle]) / np.sqrt(free))
+    return max(FEWEST_LEFT, MAD * float(np.abs(residual)[order][middle]) / np.sqrt(free))
 
 
 def refit_bowl(runs: Cells, prior: Prior, bowl: Bowl, sd: float, enough: float = 1e-6) -> Bowl:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from scipy import optimize, stats
 
 from nachim.law.forms import Array
+from nachim.law.interval import MAD
 from nachim.law.observe import Observations
 from nachim.law.pairs import Rows, Runs, match, stacked
 from nachim.law.robust import Robust
@@ -297,7 +298,7 @@ def _notes(model: _Model, solved: Robust, points: Array, width: float) -> list[s
         found.append("the baseline would need compute beyond its own ladder: its law is extrapolated")
     if len(points) >= 2 * FEWEST:
         miss = np.abs(solved.residual[: len(points)])
-        far = np.flatnonzero(miss > OUTLYING * 1.4826 * np.median(miss))
+        far = np.flatnonzero(miss > OUTLYING * MAD * np.median(miss))
         found += [f"the pair at {points[i, 0]:.3g} FLOP lies far off the others: look at its runs" for i in far[:3]]
     return found
 

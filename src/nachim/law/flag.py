@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from scipy.special import stdtrit
 
 from nachim.law.fit import fit
 from nachim.law.forms import Array, Scale
+from nachim.law.interval import MAD
 from nachim.law.laws import ALL, LAWS
 from nachim.law.observe import Observations
 from nachim.spec.error import UserError
@@ -32,9 +32,9 @@ SLACK = 0.0025
 FALSE_ALARMS = 0.05
 """Flags that normal noise would raise in a whole table, on average: the threshold grows with its rows."""
 NEIGHBOURS = 6
-MAD, EFFICIENCY = 1 / NormalDist().inv_cdf(0.75), 0.37
-"""Median absolute deviation to standard deviation, for normal noise, and the share of its rows that a standard
-deviation would need to be as sure (Rousseeuw and Croux 1993, doi 10.1080/01621459.1993.10476408)."""
+EFFICIENCY = 0.37
+"""Of its rows, the share that a standard deviation would need to be as sure as the median absolute deviation
+(Rousseeuw and Croux 1993, doi 10.1080/01621459.1993.10476408)."""
 DEARER = 10.0
 """A run has diverged when most runs of at most a tenth of its compute, none of them larger or longer, are better."""
 CONVENTIONS = {2.0: "2·N·D, the forward pass alone", 6.0: "6·N·D", 8.0: "8·N·D, activations computed twice"}

@@ -8,6 +8,7 @@ the noise of one run. The central band is then stretched by a conformal factor l
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 from scipy import special
@@ -21,7 +22,7 @@ PERFECT = 2.0
 """How many cuts' worth a perfect band counts beside those seen (see `conformal_factor`)."""
 OUTLYING = 3.0
 """Residuals count up to so many robust standard deviations."""
-MAD = 1.4826
+MAD = 1 / NormalDist().inv_cdf(0.75)
 """Standard deviation of a normal distribution over its median absolute deviation."""
 
 
