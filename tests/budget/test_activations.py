@@ -13,6 +13,8 @@ from nachim.budget.layout import Job, Layout
 from nachim.budget.shape import shape
 from nachim.model import build
 from nachim.model.decoder import DecoderModule
+from nachim.model.frame import Frame
+from nachim.model.position import turns
 from nachim.spec import MLP, Attention, Decoder, LayerNorm, Learned, MoE, SwiGLU
 
 H, A, S, B = 1024, 16, 512, 3
@@ -100,8 +102,9 @@ def test_what_is_declared_is_what_autograd_keeps(width: int, precision: str, pre
     assert isinstance(decoder, DecoderModule)
     decoder.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     x_BTD = torch.randn(rows, tokens, width).to(decoder.head.weight.dtype).requires_grad_()
-    angles = decoder._rotations(x_BTD)
-    counted = by_autograd(decoder.blocks[0], x_BTD, lambda x: decoder.blocks[0](x, *angles))
+    frame, head = Frame((rows, tokens), x_BTD.device), spec.attention.d_head
+    counted = by_autograd(decoder.blocks[0], x_BTD, lambda x: decoder.blocks[0](x, frame))
+    angles = turns(spec.position, head, tokens, x_BTD.dtype, x_BTD.device)
     counted -= sum(angle.untyped_storage().nbytes() for angle in angles)  # shared by all layers
     job = Job(model=spec, seq_len=tokens, batch_tokens=rows * tokens, precision=precision)
     declared = kept(spec.blocks[0], job, Layout(micro_batch=rows), "cpu").stored

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nachim.model import build
 from nachim.model.attention import AttentionModule, plain_attention
+from nachim.model.frame import Frame
 from nachim.model.position import rotate, rotations
 from nachim.spec import Attention, RoPE
 from tests.spec.examples import decoder
@@ -69,7 +70,8 @@ def test_attention_is_its_definition_one_position_at_a_time(part):
     x_BTD = torch.randn(2, T, D)
     cos_TE, sin_TE = rotations(RoPE(), E, T)
     expected = torch.stack([looped(made, x_TD, cos_TE, sin_TE) for x_TD in x_BTD])
-    torch.testing.assert_close(made(x_BTD, cos_TE, sin_TE), expected, rtol=1e-4, atol=1e-5)
+    frame = Frame((2, T), x_BTD.device)
+    torch.testing.assert_close(made(x_BTD, frame, build(RoPE(), D)), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])

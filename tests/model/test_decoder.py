@@ -9,7 +9,7 @@ import torch
 
 from nachim.model import build
 from nachim.model.decoder import initialise
-from nachim.spec import RoPE, UserError
+from nachim.spec import PreNorm, UserError
 from tests.spec.examples import decoder
 
 
@@ -98,5 +98,5 @@ def test_rotations_follow_the_length_and_the_precision():
 
 
 def test_a_part_without_a_module_is_named():
-    with pytest.raises(UserError, match="no module computes RoPE"):
-        build(RoPE(), 32)
+    with pytest.raises(UserError, match="no module computes PreNorm"):
+        build(PreNorm(), 32)

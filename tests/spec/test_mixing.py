@@ -20,6 +20,7 @@ from nachim.spec import (
     MixtureOfDepths,
     MoE,
     Pattern,
+    SandwichNorm,
     SwiGLU,
 )
 from tests.spec.examples import decoder
@@ -196,7 +197,7 @@ FAMILIES = {
         {
             "attention": Attention(n_heads=4, n_kv_heads=2, d_head=6),
             "ffn": GeGLU(d_ff=24),
-            "sandwich": True,
+            "residual": SandwichNorm(),
             "tied": True,
         },
     ),

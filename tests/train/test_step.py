@@ -58,7 +58,7 @@ def test_adamw_is_its_paper_and_torchs_plain_form():
     steps = [[torch.randn_like(w) for w in start] for _ in range(6)]
     lrs = [0.01, 0.02, 0.0, 0.03, 0.01, 0.001]
     ours, plain = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))
-    optimizer = build_optimizer(ADAMW, {str(i): weight for i, weight in enumerate(ours)}, decoder())
+    optimizer = build_optimizer(ADAMW, {f"{i}.weight": weight for i, weight in enumerate(ours)}, decoder())
     common = {"betas": (ADAMW.beta1, ADAMW.beta2), "eps": ADAMW.eps, "foreach": False, "fused": False}
     groups = [{"params": [plain[0], plain[2]], "weight_decay": 0.3}, {"params": [plain[1]], "weight_decay": 0.0}]
     reference = torch.optim.AdamW(groups, lr=ADAMW.lr, **common)

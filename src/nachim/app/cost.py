@@ -77,15 +77,20 @@ def _read(model: str) -> Asked:
         return Asked(str(path), part.model, part.data.seq_len)
     if not isinstance(part, Decoder):
         raise UserError(f"{path} holds a {type(part).__name__}; `nachim cost` needs a Run or a Decoder")
-    length = part.position.length if isinstance(part.position, Learned) else None
+    length = _positions(part)
     return Asked(str(path), part, min(SEQ_LEN, length or SEQ_LEN), length)
+
+
+def _positions(decoder: Decoder) -> int | None:
+    """Positions that a learned table has; None without one."""
+    return min((block.position.length for block in decoder.kinds if isinstance(block.position, Learned)), default=None)
 
 
 def _possible(seq_len: int, decoder: Decoder) -> int:
     """`seq_len`. Raises UserError where the decoder has no positions for so many tokens."""
-    position = decoder.position
-    if isinstance(position, Learned) and seq_len > position.length:
-        raise UserError(f"--seq-len is {seq_len}; this model has a table of {position.length} positions")
+    length = _positions(decoder)
+    if length is not None and seq_len > length:
+        raise UserError(f"--seq-len is {seq_len}; this model has a table of {length} positions")
     return seq_len
 
 

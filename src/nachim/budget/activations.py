@@ -87,7 +87,7 @@ def _twice(value: int, kind: str) -> int:
 
 def _after_norms(block: Block, job: Job, layout: Layout) -> float:
     """Bytes a token of the inputs of norms after sublayers."""
-    return len(block.layers) * job.model.sandwich * row_bytes(job, layout)
+    return len(block.layers) * job.model.residual.after * row_bytes(job, layout)
 
 
 def row_bytes(job: Job, layout: Layout) -> float:

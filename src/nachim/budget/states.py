@@ -62,8 +62,8 @@ def held_by_stage(model: Decoder, blocks: dict[Block, int], layout: Layout, firs
     layers = [(held_by_block(block, model, layout.tp, layout.ep), times) for block, times in blocks.items()]
     table = model.vocab_size * model.d_model / layout.tp
     tables = (first + (last and not (first and model.tied))) * table
-    tables += first * model.position.params(model.d_model)
-    vectors = last * model.norm.params(model.d_model)
+    tables += first * model.table_params
+    vectors = last * model.last_norm_params
     return Held(
         matrices=sum(times * layer.matrices for layer, times in layers),
         experts=sum(times * layer.experts for layer, times in layers),

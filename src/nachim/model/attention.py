@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nachim.model.block import Memory
 from nachim.model.build import build
-from nachim.model.position import rotate
+from nachim.model.frame import Frame
+from nachim.model.norm import rms_norm
+from nachim.model.position import PositionModule
 from nachim.spec import Attention, UserError
 
 
@@ -24,11 +27,11 @@ class AttentionModule(nn.Module):
         self.qkv = nn.Linear(d_model, sum(self.rows) * part.d_head, bias=False)
         self.out = nn.Linear(part.n_heads * part.d_head, d_model, bias=False)
         if part.qk_norm:
-            self.q_norm = nn.RMSNorm(part.d_head, eps=1e-6)
-            self.k_norm = nn.RMSNorm(part.d_head, eps=1e-6)
+            self.q_norm = rms_norm(part.d_head, eps=1e-6)
+            self.k_norm = rms_norm(part.d_head, eps=1e-6)
 
-    def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
-        """[B, T, D] to [B, T, D], each position seeing itself and those before it."""
+    def forward(self, x_BTD: Tensor, frame: Frame, position: PositionModule, memory: Memory | None = None) -> Tensor:
+        """[B, T, D] to [B, T, D], each token seeing those the frame allows it."""
         B, T, _ = x_BTD.shape
         part = self.part
         qkv_BHTE = self.qkv(x_BTD).view(B, T, -1, part.d_head).transpose(1, 2)
@@ -37,7 +40,7 @@ class AttentionModule(nn.Module):
             k_BKTE = k_BKTE + F.pad(p_BKTE[0][:, :, :-1], (0, 0, 1, 0))
         if part.qk_norm:
             q_BHTE, k_BKTE = self.q_norm(q_BHTE), self.k_norm(k_BKTE)
-        q_BHTE, k_BKTE = rotate(q_BHTE, cos_TE, sin_TE), rotate(k_BKTE, cos_TE, sin_TE)
+        q_BHTE, k_BKTE = position.turn(q_BHTE, frame), position.turn(k_BKTE, frame)
         grouped = part.n_heads != part.n_kv_heads
         y_BHTE = F.scaled_dot_product_attention(
             q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=grouped, scale=self.scale

@@ -1,13 +1,43 @@
-"""RMSNorm as torch computes it."""
+"""Normalisation modules."""
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nachim.model.build import build
-from nachim.spec import RMSNorm
+from nachim.spec import LayerNorm, RMSNorm
+
+
+class OffsetRMSNorm(nn.Module):
+    """RMSNorm whose weight is the gain's distance from 1, computed in fp32 as Gemma does."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last axis normalised."""
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (y * (1 + self.weight.float())).to(x.dtype)
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Begin with a gain of 1."""
+        nn.init.zeros_(self.weight)
+
+
+def rms_norm(width: int, eps: float, offset: bool = False) -> nn.Module:
+    """The module of an RMSNorm over a last axis of `width`."""
+    return OffsetRMSNorm(width, eps) if offset else nn.RMSNorm(width, eps=eps)
 
 
 @build.register
 def _(part: RMSNorm, d_model: int) -> nn.Module:
-    return nn.RMSNorm(d_model, eps=part.eps)
+    return rms_norm(d_model, part.eps, part.offset)
+
+
+@build.register
+def _(part: LayerNorm, d_model: int) -> nn.Module:
+    return nn.LayerNorm(d_model, eps=part.eps, bias=part.bias)

@@ -13,6 +13,7 @@ from nachim.spec.parametrisation import CompleteP, MuP, Parametrisation, Standar
 from nachim.spec.part import Difference, Part, diff
 from nachim.spec.pattern import MixtureOfDepths, Pattern
 from nachim.spec.position import Learned, NoPosition, Position, RoPE
+from nachim.spec.residual import OutputNorm, Parallel, PostNorm, PreNorm, Residual, SandwichNorm
 from nachim.spec.run import Run, Validation
 from nachim.spec.train import WSD, AdamW, Cosine, Growth, MultiStep, Muon, Schedule, Train
 
@@ -54,13 +55,19 @@ __all__ = [
     "Muon",
     "NoPosition",
     "Norm",
+    "OutputNorm",
+    "Parallel",
     "Parametrisation",
     "Part",
     "Pattern",
     "Position",
+    "PostNorm",
+    "PreNorm",
     "RMSNorm",
+    "Residual",
     "RoPE",
     "Run",
+    "SandwichNorm",
     "Saved",
     "Schedule",
     "Standard",

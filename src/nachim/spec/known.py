@@ -14,6 +14,7 @@ from nachim.spec.model import Decoder
 from nachim.spec.norm import LayerNorm, RMSNorm
 from nachim.spec.pattern import Pattern
 from nachim.spec.position import Learned, NoPosition, RoPE
+from nachim.spec.residual import SandwichNorm
 
 LLAMA_2 = "arXiv 2307.09288, table 1; meta-llama/Llama-2-*-hf config.json, and the Hub's count of its weights"
 LLAMA_3 = "arXiv 2407.21783, table 3; meta-llama/Meta-Llama-3* config.json, and the Hub's count of its weights"
@@ -175,7 +176,7 @@ def _gemma() -> dict[str, Known]:
             attention=Pattern(parts=(local, whole)),
             ffn=GeGLU(d_ff=width[1]),
             tied=True,
-            sandwich=True,
+            residual=SandwichNorm(),
         )
 
     sizes = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from nachim.spec.attention import Attention
 from nachim.spec.cost import FFN, Layer, Mixer
@@ -14,14 +16,17 @@ from nachim.spec.parametrisation import Parametrisation, Standard
 from nachim.spec.part import Part, later
 from nachim.spec.pattern import MixtureOfDepths, Pattern
 from nachim.spec.position import Position, RoPE
+from nachim.spec.residual import PreNorm, Residual
 
 
 @dataclass(frozen=True)
 class Block:
-    """One kind of layer: what mixes tokens, what works on each alone (or nothing), and the share of tokens it sees."""
+    """One kind of layer: what mixes tokens, what works on each alone (or nothing), how the mixer knows their order, and
+    the share of tokens it sees."""
 
     mixer: Mixer
     ffn: FFN | None
+    position: Position = RoPE()
     share: float = 1.0
 
     @property
@@ -32,13 +37,17 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder(Part):
-    """A pre-norm decoder: embedding, `n_layers` blocks of a mixer and a feed-forward, norm, head.
+    """A decoder: embedding, `n_layers` blocks of a mixer and a feed-forward, norm, head.
 
-    A `Pattern` gives layers different parts; without `ffn` a block is its mixer alone, as in Mamba. `sandwich` adds a
-    norm after every sublayer (Gemma-2). `parametrisation` says how initial weights, factors of the forward pass and the
-    optimizer's values for each weight follow the shape; it costs nothing. Counts follow the house's vocabulary:
-    `flops_per_token` (M) leaves the head out, `head_flops_per_token` is the head.
+    A `Pattern` gives layers different parts; without `ffn` a block is its mixer alone, as in Mamba. `residual` says how
+    sublayers meet the stream. Embedded tokens are multiplied by `embedding_scale` (Gemma) and, with `embedding_norm`,
+    normalised (BLOOM); `logit_cap` bounds the logits, cap * tanh(logits / cap) (Gemma-2). `parametrisation` says how
+    initial weights, factors of the forward pass and the optimizer's values for each weight follow the shape; it costs
+    nothing. Counts follow the house's vocabulary: `flops_per_token` (M) leaves the head out, `head_flops_per_token` is
+    the head.
     """
+
+    RETIRED: ClassVar[Mapping[str, object]] = {"sandwich": False}
 
     vocab_size: int
     d_model: int
@@ -46,29 +55,36 @@ class Decoder(Part):
     attention: Mixer | Pattern
     ffn: FFN | Pattern | None
     norm: Norm = RMSNorm()
-    position: Position = RoPE()
+    position: Position | Pattern = RoPE()
     tied: bool = False
-    sandwich: bool = False
+    residual: Residual = later(PreNorm())
+    embedding_scale: float = later(1.0)
+    embedding_norm: bool = later(False)
+    logit_cap: float | None = later(None)
     depth: MixtureOfDepths | None = None
     parametrisation: Parametrisation = later(Standard())
 
     def check(self) -> None:
-        self.require_positive("vocab_size", "d_model", "n_layers")
+        self.require_positive("vocab_size", "d_model", "n_layers", "embedding_scale")
+        if self.logit_cap is not None:
+            self.require_positive("logit_cap")
+        if isinstance(self.position, Pattern) and any(block.position.added for block in self.kinds):
+            self.refuse("position", "is a pattern with a part that is added to the embedding, which serves all layers")
         for block in self.kinds:
             mixer = block.mixer
-            if isinstance(mixer, Attention) and isinstance(self.position, RoPE) and mixer.d_head % 2:
+            if isinstance(mixer, Attention) and isinstance(block.position, RoPE) and mixer.d_head % 2:
                 self.refuse("attention", f"has d_head={mixer.d_head}; RoPE turns pairs, so it must be even")
 
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
         """Every layer, first to last. Raises UserError when a pattern does not fill them, or has a wrong part."""
-        mixers, ffns = self._over("attention", Mixer), self._over("ffn", FFN)
+        parts = self._over("attention", Mixer), self._over("ffn", FFN), self._over("position", Position)
         shares = [1.0 if self.depth is None else self.depth.share(layer) for layer in range(self.n_layers)]
-        layers = tuple(zip(mixers, ffns, shares, strict=True))
-        made = {(id(mixer), id(ffn), share): Block(mixer, ffn, share) for mixer, ffn, share in layers}
-        return tuple(made[id(mixer), id(ffn), share] for mixer, ffn, share in layers)
+        layers = tuple(zip(*parts, shares, strict=True))
+        made = {(*map(id, layer[:-1]), layer[-1]): Block(*layer) for layer in layers}
+        return tuple(made[(*map(id, layer[:-1]), layer[-1])] for layer in layers)
 
-    def _over(self, field: str, kind: type[Layer]) -> tuple[Layer | None, ...]:
+    def _over(self, field: str, kind: type[Part]) -> tuple[Any, ...]:
         value = getattr(self, field)
         if not isinstance(value, Pattern):
             return (value,) * self.n_layers
@@ -88,12 +104,23 @@ class Decoder(Part):
         return dict(found)
 
     def norm_params(self, block: Block) -> int:
-        """Parameters of the norms of one layer."""
-        return len(block.layers) * (1 + self.sandwich) * self.norm.params(self.d_model)
+        """Parameters of the norms of one layer, and of what tells it positions."""
+        return block.position.layer_params() + self.residual.norms(len(block.layers)) * self.norm.params(self.d_model)
+
+    @property
+    def last_norm_params(self) -> int:
+        """Parameters of the norm before the head."""
+        return self.residual.last * self.norm.params(self.d_model)
+
+    @property
+    def table_params(self) -> int:
+        """Parameters that stand beside the embedding: tables of positions, and the norm of embedded tokens."""
+        tables = sum(position.params(self.d_model) for position in {block.position for block in self.kinds})
+        return tables + self.embedding_norm * self.norm.params(self.d_model)
 
     def _body(self, per_layer: str) -> int:
         """Sum of a count over the layers, their norms, the routers of a mixture of depths and the last norm."""
-        total = self.norm.params(self.d_model)
+        total = self.last_norm_params
         for block, times in self.kinds.items():
             layers = sum(getattr(layer, per_layer)(self.d_model) for layer in block.layers)
             router = self.d_model if block.share < 1 else 0
@@ -107,9 +134,9 @@ class Decoder(Part):
 
     @property
     def params_embedding(self) -> int:
-        """Parameters of the embedding, the position table and an untied head."""
+        """Parameters of the embedding, what stands beside it (`table_params`) and an untied head."""
         tables = 1 if self.tied else 2
-        return tables * self.vocab_size * self.d_model + self.position.params(self.d_model)
+        return tables * self.vocab_size * self.d_model + self.table_params
 
     @property
     def params_total(self) -> int:

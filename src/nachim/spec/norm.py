@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nachim.spec.part import Part
+from nachim.spec.part import Part, later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,20 @@ class Norm(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class RMSNorm(Norm):
-    """Root-mean-square normalisation with a gain (arXiv 1910.07467), before each sublayer and before the head."""
+    """Root-mean-square normalisation with a gain (arXiv 1910.07467).
+
+    `offset` stores the gain's distance from 1, in place of the gain, so that weight decay pulls it to 1 (Gemma).
+    """
+
+    offset: bool = later(False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNorm(Norm):
-    """Mean and variance normalised, with gain and bias (arXiv 1607.06450)."""
+    """Mean and variance normalised, with a gain and, unless without `bias` (MPT), a bias (arXiv 1607.06450)."""
+
+    bias: bool = later(True)
 
     def params(self, width: int) -> int:
         """A gain and a bias a channel."""
-        return 2 * width
+        return (1 + self.bias) * width

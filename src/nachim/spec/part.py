@@ -15,7 +15,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, Union
@@ -38,6 +38,9 @@ class Part:
 
     Raises UserError, naming the field, the part and the nearest right name, for an unknown field or a wrong value.
     """
+
+    RETIRED: typing.ClassVar[Mapping[str, object]] = {}
+    """Fields that went, with the one value they had in runs that were trained: still written, so fingerprints stay."""
 
     def __new__(cls, /, *args: object, **fields: object) -> Self:
         known = [field.name for field in dataclasses.fields(cls)]
@@ -74,7 +77,7 @@ class Part:
     def to_json(self) -> dict[str, Any]:
         """This part as plain JSON values, each part tagged with its class name."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if self._told(field)}
-        return {TAG: type(self).__name__, **{name: _plain(value) for name, value in fields.items()}}
+        return {TAG: type(self).__name__, **{name: _plain(value) for name, value in fields.items()}, **self.RETIRED}
 
     def _told(self, field: dataclasses.Field[Any]) -> bool:
         return LATER not in field.metadata or getattr(self, field.name) != field.default
@@ -168,6 +171,8 @@ def _part(value: object, where: str) -> Part:
         raise UserError(f"{where} is of an unknown part {value[TAG]!r}{nearest(str(value[TAG]), known)}")
     cls = known[value[TAG]]
     fields = {name: _value(item, f"{cls.__name__}.{name}") for name, item in value.items() if name != TAG}
+    for name in [name for name, had in cls.RETIRED.items() if name in fields and fields[name] == had]:
+        del fields[name]
     missing = [f.name for f in dataclasses.fields(cls) if _required(f) and f.name not in fields]
     if missing:
         raise UserError(f"{cls.__name__} lacks the field {missing[0]!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nachim.spec.part import Part
 
@@ -11,8 +12,15 @@ from nachim.spec.part import Part
 class Position(Part):
     """Base of how a model knows the order of its tokens."""
 
+    added: ClassVar[bool] = False
+    """Whether it is added to the embedded tokens, once, instead of working inside each layer."""
+
     def params(self, d_model: int) -> int:
         """Parameters of its tables; counted with the embedding."""
+        return 0
+
+    def layer_params(self) -> int:
+        """Parameters it has in every layer that uses it."""
         return 0
 
 
@@ -34,6 +42,8 @@ class RoPE(Position):
 @dataclass(frozen=True, kw_only=True)
 class Learned(Position):
     """A table of `length` positions, added to the embedding (GPT-2)."""
+
+    added: ClassVar[bool] = True
 
     length: int
 

@@ -13,7 +13,7 @@ ITERATIONS = 5
 
 
 class MuonOptimizer(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) over fp32 matrices, with the update scale of arXiv 2502.16982, eq. 4.
+    """Muon (Jordan et al. 2024) over fp32 matrices, or stacks of them; the update scale of arXiv 2502.16982, eq. 4.
 
     Same rule as torch.optim.Muon with `match_rms_adamw`; here the iteration runs in fp32 where the machine has no fast
     bf16, and matrices of one shape are made orthogonal together, which is what small models need.
@@ -40,10 +40,11 @@ class MuonOptimizer(torch.optim.Optimizer):
         momenta = [self.state[weight]["momentum"] for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         update = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-        rows, columns = update.shape[1:]
+        rows, columns = update.shape[-2:]
         scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, list(orthogonal(update)), alpha=-scale)
+        moves = orthogonal(update.flatten(0, -3)).view_as(update)
+        torch._foreach_add_(weights, list(moves), alpha=-scale)
 
 
 def orthogonal(matrices_NRC: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nachim.model.decoder import role
+from nachim.model.decoder import is_matrix, role
 from nachim.spec import AdamW, Decoder, Muon, UserError
 from nachim.spec.parametrisation import Multipliers
 from nachim.train.muon import MuonOptimizer
@@ -69,7 +69,7 @@ def _(part: AdamW, weights: Mapping[str, Tensor], model: Decoder) -> Together:
 
 @build_optimizer.register
 def _(part: Muon, weights: Mapping[str, Tensor], model: Decoder) -> Together:
-    matrices = {name: w for name, w in weights.items() if name.startswith("blocks.") and w.ndim == 2}
+    matrices = {name: w for name, w in weights.items() if name.startswith("blocks.") and is_matrix(name, w)}
     rest = {name: w for name, w in weights.items() if name not in matrices}
     own = model.parametrisation.muon(model.d_model)
     muon = MuonOptimizer(list(matrices.values()), part.lr, part.momentum, part.weight_decay * own.weight_decay)
@@ -80,9 +80,9 @@ def _(part: Muon, weights: Mapping[str, Tensor], model: Decoder) -> Together:
 def _adamw(part: AdamW, weights: Mapping[str, Tensor], model: Decoder) -> torch.optim.AdamW:
     """Matrices are decayed, gains are not; weights of the same values make a group."""
     groups: dict[tuple[bool, Multipliers], list[Tensor]] = {}
-    for name, weight in sorted(weights.items(), key=lambda item: item[1].ndim < 2):
+    for name, weight in sorted(weights.items(), key=lambda item: not is_matrix(*item)):
         own = model.parametrisation.adamw(role(name, weight), model.d_model, model.n_layers)
-        groups.setdefault((weight.ndim >= 2, own), []).append(weight)
+        groups.setdefault((is_matrix(name, weight), own), []).append(weight)
     settings = [
         {
             "params": found,
