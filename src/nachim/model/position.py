@@ -23,8 +23,11 @@ class PositionModule(nn.Module):
         """Queries or keys of the new tokens with their positions told."""
         return x_BHTE
 
-    def bias(self, frame: Frame, keys: int) -> Tensor | None:
-        """What is added to the scores of the new tokens with the last `keys` tokens: [B or 1, H, T, keys]."""
+    def bias(self, frame: Frame, keys: int, n_heads: int) -> Tensor | None:
+        """What is added to the scores of the new tokens with the last `keys` tokens: [B or 1, n_heads, T, keys].
+
+        The mask is not in it; what it says of tokens that may not be attended to has no meaning, but is finite.
+        """
         return None
 
 
