@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nachim.spec.cost import FFN, Matrix, Saved
+from nachim.spec.part import later
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLP(FFN):
-    """down(activation(up(x))): ReLU, its square (arXiv 2109.08668) or GELU (arXiv 1606.08415)."""
+    """down(activation(up(x))): ReLU, its square (arXiv 2109.08668), GELU (arXiv 1606.08415) or its approximation."""
 
     d_ff: int
-    activation: Literal["relu", "relu2", "gelu"] = "gelu"
+    activation: Literal["relu", "relu2", "gelu", "gelu_tanh"] = "gelu"
     bias: bool = False
 
     def check(self) -> None:
@@ -52,7 +53,9 @@ class SwiGLU(Gated):
 
 @dataclass(frozen=True, kw_only=True)
 class GeGLU(Gated):
-    """Gated by GELU (arXiv 2002.05202, eq. 6)."""
+    """Gated by GELU (arXiv 2002.05202, eq. 6): its tanh approximation, as in Gemma, or the `exact` form."""
+
+    exact: bool = later(False)
 
 
 @dataclass(frozen=True, kw_only=True)
