@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import runpy
+import importlib.util
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -23,14 +24,23 @@ def function_in(source: Path, default: str) -> tuple[str, Callable[..., Any]]:
     path, name = (Path(f"{file}.py"), name) if name else (source, default)
     if not path.is_file():
         raise UserError(f"no such file: {path}")
-    known = runpy.run_path(str(path))
-    found = known.get(name)
+    module = _loaded(path)
+    found = getattr(module, name, None)
     if not callable(found):
-        functions = [key for key, value in known.items() if _is_own(value)]
+        functions = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, types.FunctionType) and value.__module__ == module.__name__
+        ]
         raise UserError(f"{path} has no function {name!r}{nearest(name, functions)}")
     return name, found
 
 
-def _is_own(value: object) -> bool:
-    """Whether `value` is a function that the file defines, not one that it imports."""
-    return isinstance(value, types.FunctionType) and value.__module__ == "<run_path>"
+def _loaded(path: Path) -> types.ModuleType:
+    """The file at `path` as a module of its own name; it stays known, for the parts that it defines look it up."""
+    name = f"nachim_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # it is a file that ends in .py
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
