@@ -168,8 +168,8 @@ def _part(value: object, where: str) -> Part:
         raise UserError(f"{where} is not a part: it needs a {TAG!r} key naming its class")
     known = _classes()
     if not isinstance(value[TAG], str) or value[TAG] not in known:
-        hint = nearest(str(value[TAG]), known) or "; if it is yours, import the file that defines it first"
-        raise UserError(f"{where} is of an unknown part {value[TAG]!r}{hint}")
+        own = "if it is your own, import the file that defines it first"
+        raise UserError(f"{where} is of an unknown part {value[TAG]!r} ({own}){nearest(str(value[TAG]), known)}")
     cls = known[value[TAG]]
     fields = {name: _value(item, f"{cls.__name__}.{name}") for name, item in value.items() if name != TAG}
     for name in [name for name, had in cls.RETIRED.items() if name in fields and fields[name] == had]:
