@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -30,12 +31,14 @@ class Frame:
         self.start, self.S = start, start + self.T
         self.device = device
         self.documents_BS = documents_BS
-        self.placed = positions is not None
-        self.positions = self._counted() if positions is None else positions
+        self._given = positions
         self._memo: dict[Hashable, Any] = {}
 
-    def _counted(self) -> Tensor:
-        """Positions [T], or [B, T] within documents."""
+    @functools.cached_property
+    def positions(self) -> Tensor:
+        """Those given, or counted from the beginning [T], or within documents [B, T]."""
+        if self._given is not None:
+            return self._given
         index_S = torch.arange(self.S, device=self.device)
         if self.documents_BS is None:
             return index_S[self.start :]
@@ -49,7 +52,7 @@ class Frame:
     @property
     def counts_from_start(self) -> bool:
         """Whether positions are start, start + 1, ... in every sequence."""
-        return self.documents_BS is None and not self.placed
+        return self.documents_BS is None and self._given is None
 
     @property
     def begins_BT(self) -> Tensor | None:
