@@ -70,7 +70,7 @@ def refused(make: object, *said: str) -> None:
     [
         (Attention, HEADS | {"n_kv_head": 2}, ("Attention", "'n_kv_head'", "did you mean 'n_kv_heads'?")),
         (AdamW, {"lr": 1.0, "learning_rate": 2.0}, ("AdamW", "'learning_rate'")),
-        (RoPE, {"zzz": 1.0}, ("RoPE", "'zzz'", "known: theta")),
+        (RoPE, {"zzz": 1.0}, ("RoPE", "'zzz'", "known: dim, scaling, theta")),
         (RMSNorm, {"cls": 1.0}, ("RMSNorm", "'cls'", "known: eps")),
         (Attention, HEADS | {"n_heads": 4.0}, ("Attention.n_heads", "4.0", "not int")),
         (Attention, HEADS | {"n_heads": True}, ("Attention.n_heads", "True", "not int")),
@@ -92,7 +92,7 @@ def test_a_wrong_field_is_named(part, fields, said):
 
 
 def test_a_part_of_another_kind_is_named():
-    refused(lambda: decoder(ffn=RoPE()), "Decoder.ffn", "RoPE(theta=10000.0)", "not FFN | Pattern | None")
+    refused(lambda: decoder(ffn=RoPE()), "Decoder.ffn", "RoPE(theta=10000.0, dim=None, scaling=None)", "not FFN | Pattern | None")
     refused(lambda: dataclasses.replace(MODEL, attention=SwiGLU(d_ff=8)), "Decoder.attention", "not Mixer | Pattern")
     refused(lambda: Pattern(parts=[ATTENTION]), "Pattern.parts", "not tuple[Part, ...]")
     refused(lambda: dataclasses.replace(TRAIN, precision="fp16"), "Train.precision", "'fp16'", "fp32", "bf16")
@@ -249,7 +249,7 @@ def hybrid(**changes: object) -> Decoder:
         ),
         (
             lambda: hybrid(ffn=Pattern(first=(RoPE(),), parts=(EXPERTS,))),
-            "Decoder.ffn has a pattern with RoPE(theta=10000.0), which is not FFN",
+            "Decoder.ffn has a pattern with RoPE(theta=10000.0, dim=None, scaling=None), which is not FFN",
         ),
         (
             lambda: hybrid(attention=dataclasses.replace(LOCAL, d_head=7), position=RoPE()),

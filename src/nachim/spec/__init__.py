@@ -12,17 +12,20 @@ from nachim.spec.norm import LayerNorm, Norm, RMSNorm
 from nachim.spec.parametrisation import CompleteP, MuP, Parametrisation, Standard
 from nachim.spec.part import Difference, Part, diff
 from nachim.spec.pattern import MixtureOfDepths, Pattern
-from nachim.spec.position import Learned, NoPosition, Position, RoPE
+from nachim.spec.position import FIRE, ALiBi, Learned, MRoPE, NoPosition, Position, RoPE, Sinusoidal
 from nachim.spec.residual import OutputNorm, Parallel, PostNorm, PreNorm, Residual, SandwichNorm
 from nachim.spec.run import Run, Validation
+from nachim.spec.scaling import DynamicNTK, Interpolated, Llama3Scaling, LongRoPE, NTKAware, Scaling, YaRN
 from nachim.spec.train import WSD, AdamW, Cosine, Growth, MultiStep, Muon, Schedule, Train
 
 __all__ = [
     "BPE",
     "FFN",
+    "FIRE",
     "MLA",
     "MLP",
     "WSD",
+    "ALiBi",
     "AdamW",
     "Attention",
     "Block",
@@ -34,15 +37,20 @@ __all__ = [
     "Decoder",
     "Device",
     "Difference",
+    "DynamicNTK",
     "Files",
     "Gated",
     "GeGLU",
     "Growth",
     "HuggingFace",
+    "Interpolated",
     "Layer",
     "LayerNorm",
     "Learned",
     "LinearAttention",
+    "Llama3Scaling",
+    "LongRoPE",
+    "MRoPE",
     "Machine",
     "Mamba",
     "Mamba2",
@@ -53,6 +61,7 @@ __all__ = [
     "MuP",
     "MultiStep",
     "Muon",
+    "NTKAware",
     "NoPosition",
     "Norm",
     "OutputNorm",
@@ -69,13 +78,16 @@ __all__ = [
     "Run",
     "SandwichNorm",
     "Saved",
+    "Scaling",
     "Schedule",
+    "Sinusoidal",
     "Standard",
     "Stdlib",
     "SwiGLU",
     "Train",
     "UserError",
     "Validation",
+    "YaRN",
     "diff",
     "plain",
 ]

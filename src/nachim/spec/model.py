@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from nachim.spec.attention import Attention
+from nachim.spec.attention import MLA, Attention
 from nachim.spec.cost import FFN, Layer, Mixer
 from nachim.spec.ffn import SwiGLU
 from nachim.spec.norm import Norm, RMSNorm
@@ -71,9 +71,9 @@ class Decoder(Part):
         if isinstance(self.position, Pattern) and any(block.position.added for block in self.kinds):
             self.refuse("position", "is a pattern with a part that is added to the embedding, which serves all layers")
         for block in self.kinds:
-            mixer = block.mixer
-            if isinstance(mixer, Attention) and isinstance(block.position, RoPE) and mixer.d_head % 2:
-                self.refuse("attention", f"has d_head={mixer.d_head}; RoPE turns pairs, so it must be even")
+            why = block.position.misfit(*_heads(block.mixer))
+            if why:
+                self.refuse("attention", why)
 
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -190,6 +190,12 @@ class Decoder(Part):
         """Bytes kept for one sequence of `seq_len` tokens, over all layers: keys and values, latents, states."""
         values = sum(times * block.mixer.cache_values(block.share * seq_len) for block, times in self.kinds.items())
         return round(values * value_bytes)
+
+
+def _heads(mixer: Mixer) -> tuple[int | None, int | None]:
+    """Heads of a mixer, and how wide is what a rotary position turns of one; None where it has no such thing."""
+    width = mixer.d_head if isinstance(mixer, Attention) else mixer.rope_dim if isinstance(mixer, MLA) else None
+    return getattr(mixer, "n_heads", None), width
 
 
 def plain(*, d_model: int, n_layers: int, d_head: int, vocab_size: int) -> Decoder:
