@@ -1,0 +1,201 @@
+"""A Hugging Face directory read and written: config, tensors, and the files that are carried along."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nachim.model.build import build
+from nachim.model.hf.config import Config
+from nachim.model.hf.families import FAMILIES, family_of
+from nachim.model.hf.family import Family
+from nachim.model.hf.rules import Rule
+from nachim.model.hf.source import Source, check, tensors_in, write_tensors
+from nachim.spec import Decoder, Pattern, UserError, diff
+from nachim.spec.disk import read_json, write_text
+
+CONFIG = "config.json"
+CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+    "LICENSE*",
+)
+"""Files that say nothing of the weights and are kept as they are, bytes unchanged."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A Hugging Face checkpoint whose tensors were found whole, and have not been read yet."""
+
+    folder: Path
+    decoder: Decoder
+    family: Family
+    config: Config
+    source: Source
+    rules: tuple[Rule, ...]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every tensor under the names of our decoder, in the precision that it is stored in."""
+        found: dict[str, Tensor] = {}
+        for one in self.rules:
+            theirs = tuple(self.source[name] for name in one.theirs)
+            if len({tensor.dtype for tensor in theirs}) > 1:
+                raise UserError(f"{self.folder} has tensors of one matrix in several precisions: {one.theirs}")
+            found.update(zip(one.ours, one.transform.read(theirs), strict=True))
+        return found
+
+
+def shapes(decoder: Decoder) -> dict[str, Tensor]:
+    """The parameters of a decoder as tensors without content, on the meta device; a tied table once."""
+    with torch.device("meta"):
+        return dict(build(decoder, decoder.d_model).named_parameters())
+
+
+def write_each(rules: Sequence[Rule], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under their names. Raises UserError when the rules do not name all of ours."""
+    named = [name for one in rules for name in one.ours]
+    if left := sorted(set(ours) ^ set(named)):
+        raise UserError(f"the family has no place for {', '.join(left[:4])}")
+    return {name: tensor for one in rules for name, tensor in _theirs(one, ours).items()}
+
+
+def _theirs(one: Rule, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return dict(zip(one.theirs, one.transform.write(tuple(ours[name] for name in one.ours)), strict=True))
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, its tensors held against its config by name and shape.
+
+    Raises UserError when it is none, of an unknown family or option, or its tensors are not those of its config.
+    """
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} is not a checkpoint: it has neither run.json nor {CONFIG}")
+    values = read_json(folder / CONFIG)
+    if not isinstance(values, dict):
+        raise UserError(f"{folder / CONFIG} is not a JSON object")
+    family, config, decoder = read_config(values, str(folder / CONFIG))
+    source = tensors_in(folder)
+    rules = tuple(family.rules_for(decoder, config))
+    wanted = {name: tuple(tensor.shape) for name, tensor in write_each(rules, shapes(decoder)).items()}
+    if family.base and not any(name.startswith(family.base) for name in source):
+        source.renamed(lambda name: name if name in wanted else family.base + name)
+    table = _same_table(decoder, family, config, source)
+    check(source, wanted, str(folder), lambda name: name != table and not family.ignores(name))
+    return Checkpoint(folder, decoder, family, config, source, rules)
+
+
+def read_config(values: dict[str, Any], where: str = CONFIG) -> tuple[Family, Config, Decoder]:
+    """The family of a config, what it read of it, and the decoder. Raises UserError for what is not exact here."""
+    family = family_of(values, where)
+    config = Config(values, where)
+    if config.values.get("quantization_config"):
+        config.refuse("quantization_config", values["quantization_config"], "open the checkpoint that is not quantised")
+    return family, config, family.to_spec(config)
+
+
+def _same_table(decoder: Decoder, family: Family, config: Config, source: Source) -> str | None:
+    """The name of a head that was written although it is the embedding. Raises UserError when they differ."""
+    if not decoder.tied:
+        return None
+    names = {one.ours: one.theirs[0] for one in family.rules(decoder, config) if len(one.theirs) == 1}
+    head, table = names.get(("head.weight",)), names.get(("embedding.weight",))
+    if head not in source or table not in source:
+        return None
+    if source.shape(head) != source.shape(table) or not torch.equal(source[head], source[table]):
+        raise UserError(f"{head} differs from {table}, and the config says that they are one (tie_word_embeddings)")
+    return head
+
+
+def carry(folder: Path, out: Path) -> list[str]:
+    """Copy the tokenizer's and other files that are carried along; their names."""
+    found = sorted({path.name: path for pattern in CARRIED for path in folder.glob(pattern)}.items())
+    for name, path in found:
+        shutil.copyfile(path, out / name)
+    return [name for name, _ in found]
+
+
+def config_for(decoder: Decoder, context: int, kept: dict[str, Any] | None = None) -> tuple[Family, dict[str, Any]]:
+    """The family and the config.json of a decoder: `kept`, the config it came with, where that still says the same.
+
+    Raises UserError, naming the part in the way, when no family can express it.
+    """
+    if kept is not None:
+        family, config, then = read_config(kept)
+        if unrolled(then) == unrolled(decoder):
+            return family, kept
+        written, ways = _written(family, decoder, context, config.unread)
+        if written and not ways:
+            return family, written
+    nearest: list[tuple[int, str]] = []
+    for family in FAMILIES.values():
+        written, ways = _written(family, decoder, context, {})
+        if written and not ways:
+            return family, written
+        if written:
+            nearest.append((len(ways), f"in the way of {family.model_type}: {'; '.join(ways[:3])}"))
+    why = min(nearest)[1] if nearest else f"its parts are {kinds(decoder)}"
+    raise UserError(f"no Hugging Face family known here can express this decoder; {why}")
+
+
+def _written(family: Family, decoder: Decoder, context: int, rest: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The decoder's config in a family, and what that config does not say of it; no config for other kinds of parts."""
+    try:
+        own = {"model_type": family.model_type, **family.to_config(decoder, context)}
+        said = family.to_spec(Config({**rest, **own}))
+    except (AttributeError, KeyError, UserError):  # its parts lack what the family's have, or have other values
+        return {}, []
+    ways = [f"{way.path} is {way.new}, not {way.old}" for way in diff(unrolled(said), unrolled(decoder))]
+    return {**rest, "architectures": [family.architecture], **own}, ways
+
+
+def kinds(decoder: Decoder) -> str:
+    """The names of the parts that a decoder is made of."""
+    parts = {type(part).__name__: None for block in decoder.kinds for part in (*block.layers, block.position)}
+    return ", ".join([*parts, type(decoder.residual).__name__, type(decoder.norm).__name__])
+
+
+def unrolled(decoder: Decoder) -> Decoder:
+    """The same decoder with every pattern written as the parts of all layers, or as one part where all are equal."""
+
+    def over(parts: Sequence[Any]) -> Any:
+        return parts[0] if all(part == parts[0] for part in parts) else Pattern(parts=tuple(parts))
+
+    blocks = decoder.blocks
+    ffn = [block.ffn for block in blocks]
+    return replace(
+        decoder,
+        attention=over([block.mixer for block in blocks]),
+        ffn=None if decoder.ffn is None else over(ffn),
+        position=over([block.position for block in blocks]),
+    )
+
+
+def write_checkpoint(
+    out: Path, family: Family, values: dict[str, Any], decoder: Decoder, source: Source, shard_bytes: int | None = None
+) -> None:
+    """Write config.json and the tensors of `source`, which are ours, into the folder `out` in a family's names."""
+    config = Config(values)
+    family.to_spec(config)
+    rules = family.rules_for(decoder, config)
+    write_each(rules, shapes(decoder))
+    pieces = []
+    for one in rules:
+        size = sum(source.nbytes(name) for name in one.ours)
+        pieces.append((size, lambda one=one: _theirs(one, source)))
+    write_tensors(out, pieces, **({} if shard_bytes is None else {"shard_bytes": shard_bytes}))
+    write_text(out / CONFIG, json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,24 @@
+"""The families that are known: a file for each, one line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nachim.model.hf import llama
+from nachim.model.hf.family import Family
+from nachim.spec import UserError
+from nachim.spec.error import nearest
+
+FILES = (llama,)
+FAMILIES: dict[str, Family] = {family.model_type: family for file in FILES for family in file.FAMILIES}
+"""Every family by its model_type; a decoder is written in the first that can express it."""
+
+
+def family_of(values: dict[str, Any], where: str) -> Family:
+    """The family of a config.json. Raises UserError, with the nearest known name, when there is none."""
+    name = values.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        near = nearest(str(name), FAMILIES)
+        known = "" if "known:" in near else f" (known: {', '.join(sorted(FAMILIES))})"
+        raise UserError(f"{where} has model_type {name!r}, which is not a family known here{near}{known}")
+    return FAMILIES[name]
