@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nachim.model import build
-from nachim.model.attention import AttentionModule, plain_attention
+from nachim.model.attend import plain_attention
+from nachim.model.attention import AttentionModule
 from nachim.model.frame import Frame
 from nachim.model.position import rotate, rotations
 from nachim.spec import Attention, RoPE

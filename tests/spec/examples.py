@@ -61,7 +61,21 @@ from nachim.spec import (
 )
 
 ATTENTION = Attention(n_heads=4, n_kv_heads=2, d_head=8, qk_norm=True, previous_key=True)
-LOCAL = Attention(n_heads=4, n_kv_heads=2, d_head=8, qk_norm=True, previous_key=True, window=6, bias="all")
+LOCAL = Attention(
+    n_heads=4,
+    n_kv_heads=2,
+    d_head=8,
+    qk_norm=True,
+    previous_key=True,
+    window=6,
+    bias="all",
+    softcap=20.0,
+    scale=0.25,
+    sinks=True,
+    qk_norm_over="all",
+    qk_norm_offset=True,
+    qk_norm_eps=1e-5,
+)
 LATENT = MLA(n_heads=4, d_head=8, rank=12, rope_dim=4, q_rank=16, d_value=6)
 STATE = Mamba(d_inner=64, d_state=5, dt_rank=3, d_conv=3, inner_norm=True)
 HEADED_STATE = Mamba2(n_heads=4, d_head=8, d_state=6, n_groups=2, d_conv=3, chunk=4)

@@ -1,4 +1,4 @@
-"""Grouped-query attention."""
+"""Grouped-query attention: what stands around the kernel."""
 
 from __future__ import annotations
 
@@ -6,55 +6,87 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nachim.model.attend import Rule, attend
 from nachim.model.block import Memory
 from nachim.model.build import build
 from nachim.model.frame import Frame
 from nachim.model.norm import rms_norm
 from nachim.model.position import PositionModule
-from nachim.spec import Attention, UserError
+from nachim.spec import Attention
 
 
 class AttentionModule(nn.Module):
-    """Causal attention by torch's IO-aware kernel; `plain_attention` is its n x n reference."""
+    """Causal attention by an exact IO-aware kernel (`attend`); `plain_attention` is its n x n reference."""
 
     def __init__(self, part: Attention, d_model: int) -> None:
         super().__init__()
-        if part.window is not None or part.bias != "none":
-            raise UserError("no module computes attention with a window or a bias: it can be planned, not trained")
         self.part = part
-        self.scale: float | None = None  # torch's own 1 / sqrt(d_head)
+        self.scale = part.scale  # None is torch's own 1 / sqrt(d_head)
         self.rows = (part.n_heads,) + (part.n_kv_heads,) * (2 + part.previous_key)
-        self.qkv = nn.Linear(d_model, sum(self.rows) * part.d_head, bias=False)
-        self.out = nn.Linear(part.n_heads * part.d_head, d_model, bias=False)
+        self.qkv = nn.Linear(d_model, sum(self.rows) * part.d_head, bias=part.bias != "none")
+        self.out = nn.Linear(part.n_heads * part.d_head, d_model, bias=part.bias == "all")
         if part.qk_norm:
-            self.q_norm = rms_norm(part.d_head, eps=1e-6)
-            self.k_norm = rms_norm(part.d_head, eps=1e-6)
+            for name, heads in (("q_norm", part.n_heads), ("k_norm", part.n_kv_heads)):
+                width = part.d_head * (heads if part.qk_norm_over == "all" else 1)
+                setattr(self, name, rms_norm(width, part.qk_norm_eps, part.qk_norm_offset))
+        self.sinks = nn.Parameter(torch.zeros(part.n_heads)) if part.sinks else None
 
     def forward(self, x_BTD: Tensor, frame: Frame, position: PositionModule, memory: Memory | None = None) -> Tensor:
-        """[B, T, D] to [B, T, D], each token seeing those the frame allows it."""
+        """[B, T, D] to [B, T, D], each token seeing those the frame allows it, in `memory` or new."""
         B, T, _ = x_BTD.shape
         part = self.part
         qkv_BHTE = self.qkv(x_BTD).view(B, T, -1, part.d_head).transpose(1, 2)
         q_BHTE, k_BKTE, v_BKTE, *p_BKTE = qkv_BHTE.split(self.rows, dim=1)
         if part.previous_key:
-            k_BKTE = k_BKTE + F.pad(p_BKTE[0][:, :, :-1], (0, 0, 1, 0))
+            k_BKTE = k_BKTE + previous(p_BKTE[0], frame, memory)
         if part.qk_norm:
-            q_BHTE, k_BKTE = self.q_norm(q_BHTE), self.k_norm(k_BKTE)
+            q_BHTE, k_BKTE = self._normed(self.q_norm, q_BHTE), self._normed(self.k_norm, k_BKTE)
         q_BHTE, k_BKTE = position.turn(q_BHTE, frame), position.turn(k_BKTE, frame)
-        grouped = part.n_heads != part.n_kv_heads
-        y_BHTE = F.scaled_dot_product_attention(
-            q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=grouped, scale=self.scale
-        )
+        if memory is not None:
+            k_BKTE, v_BKTE = remember(memory, k_BKTE, v_BKTE, part.window)
+        rule = Rule(part.window, self.scale, part.softcap)
+        y_BHTE = attend(q_BHTE, k_BKTE, v_BKTE, frame, position, rule, self.sinks)
         return self.out(y_BHTE.transpose(1, 2).reshape(B, T, -1))
 
+    def _normed(self, norm: nn.Module, x_BHTE: Tensor) -> Tensor:
+        if self.part.qk_norm_over == "head":
+            return norm(x_BHTE)
+        return norm(x_BHTE.transpose(1, 2).flatten(2)).unflatten(2, (x_BHTE.shape[1], -1)).transpose(1, 2)
 
-def plain_attention(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
-    """The n x n form (arXiv 1706.03762, eq. 1) with a causal mask: the reference the fast kernel is held against."""
-    groups = q_BHTE.shape[1] // k_BKTE.shape[1]
-    k_BHTE, v_BHTE = k_BKTE.repeat_interleave(groups, 1), v_BKTE.repeat_interleave(groups, 1)
-    score_BHTT = q_BHTE @ k_BHTE.transpose(-1, -2) * q_BHTE.shape[-1] ** -0.5
-    future_TT = torch.ones(score_BHTT.shape[-2:], dtype=torch.bool, device=score_BHTT.device).triu(1)
-    return score_BHTT.masked_fill(future_TT, float("-inf")).softmax(-1) @ v_BHTE
+    def draw(self, generator: torch.Generator) -> None:
+        """Begin with sinks that weigh as much as a score of 0."""
+        if self.sinks is not None:
+            nn.init.zeros_(self.sinks)
+
+
+def previous(p_BKTE: Tensor, frame: Frame, memory: Memory | None) -> Tensor:
+    """Each token's `p_BKTE` given to the token after it; nothing to the first of a document."""
+    last_BK1E = None if memory is None else memory.get("previous")
+    if last_BK1E is None:
+        shifted_BKTE = F.pad(p_BKTE[:, :, :-1], (0, 0, 1, 0))
+    else:
+        shifted_BKTE = torch.cat((last_BK1E, p_BKTE[:, :, :-1]), 2)
+    if memory is not None:
+        memory["previous"] = p_BKTE[:, :, -1:].clone()
+    if frame.begins_BT is not None:
+        shifted_BKTE = shifted_BKTE.masked_fill(frame.begins_BT[:, None, :, None], 0)
+    return shifted_BKTE
+
+
+def remember(memory: Memory, k_BKTE: Tensor, v_BKTE: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+    """Keys and values that the new tokens may attend to; `memory` keeps those that tokens after them may."""
+    found = []
+    for name, new_BKTE in (("key", k_BKTE), ("value", v_BKTE)):
+        whole_BKSE = new_BKTE
+        if name in memory:
+            held = memory[name]
+            first = 0 if window is None else max(0, held.shape[2] - (window - 1))
+            whole_BKSE = torch.cat((held[:, :, first:], new_BKTE), 2)
+        found.append(whole_BKSE)
+        drop = 0 if window is None else max(0, whole_BKSE.shape[2] - window)
+        # a copy: a view would keep what it was cut from
+        memory[name] = whole_BKSE[:, :, drop:].clone() if drop or name not in memory else whole_BKSE
+    return found[0], found[1]
 
 
 @build.register

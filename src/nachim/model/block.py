@@ -39,7 +39,7 @@ class BlockModule(nn.Module):
         if isinstance(block.mixer, Attention):
             score = spec.parametrisation.score(block.mixer.d_head)
             if score != 1:
-                self.attention.scale = score * block.mixer.d_head**-0.5
+                self.attention.scale = score * block.mixer.factor
 
     def forward(self, x_BTD: Tensor, frame: Frame, memory: Memory | None = None) -> Tensor:
         """The stream after this block; what must be remembered goes into `memory`."""

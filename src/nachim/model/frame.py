@@ -50,6 +50,11 @@ class Frame:
         return torch.cat((same_BS.new_ones(self.B, 1), ~same_BS), 1)
 
     @property
+    def placed(self) -> bool:
+        """Whether positions were given."""
+        return self._given is not None
+
+    @property
     def counts_from_start(self) -> bool:
         """Whether positions are start, start + 1, ... in every sequence."""
         return self.documents_BS is None and self._given is None
@@ -60,6 +65,21 @@ class Frame:
         if self.documents_BS is None:
             return None
         return self.once("begins", lambda: self._begins_BS()[:, self.start :])
+
+    @property
+    def behind(self) -> list[int] | None:
+        """How many tokens of its own document stand before each new one, in the sequence where they are most."""
+        if self.documents_BS is None:
+            return None
+        counted = Frame((self.B, self.T), self.device, self.start, self.documents_BS)
+        return self.once("behind", lambda: counted.positions.amax(0).tolist())
+
+    def part(self, begin: int, end: int) -> Frame:
+        """The frame of the new tokens from `begin` to `end` alone, after all that stand before them."""
+        start, stop = self.start + begin, self.start + end
+        documents = None if self.documents_BS is None else self.documents_BS[:, :stop]
+        given = None if self._given is None else self._given[..., begin:end]
+        return Frame((self.B, end - begin), self.device, start, documents, given)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make()` gives, made by the first layer that asks for `key`."""
