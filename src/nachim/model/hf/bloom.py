@@ -1,0 +1,1 @@
+"""BLOOM: ALiBi, a norm of the embedding, queries, keys and values interleaved."""

@@ -1,0 +1,1 @@
+"""GPT-2: a table of positions, matrices stored [in, out]."""

@@ -1,0 +1,1 @@
+"""GPT-NeoX and Pythia: partly rotary heads, queries, keys and values interleaved."""

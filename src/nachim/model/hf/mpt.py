@@ -1,0 +1,1 @@
+"""MPT: ALiBi, norms without biases, queries, keys and values in one matrix."""

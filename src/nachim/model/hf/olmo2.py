@@ -1,0 +1,1 @@
+"""OLMo 2: norms behind the sublayers, and queries and keys normalised across their heads."""
