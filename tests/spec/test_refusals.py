@@ -92,7 +92,12 @@ def test_a_wrong_field_is_named(part, fields, said):
 
 
 def test_a_part_of_another_kind_is_named():
-    refused(lambda: decoder(ffn=RoPE()), "Decoder.ffn", "RoPE(theta=10000.0, dim=None, scaling=None)", "not FFN | Pattern | None")
+    refused(
+        lambda: decoder(ffn=RoPE()),
+        "Decoder.ffn",
+        "RoPE(theta=10000.0, dim=None, scaling=None)",
+        "not FFN | Pattern | None",
+    )
     refused(lambda: dataclasses.replace(MODEL, attention=SwiGLU(d_ff=8)), "Decoder.attention", "not Mixer | Pattern")
     refused(lambda: Pattern(parts=[ATTENTION]), "Pattern.parts", "not tuple[Part, ...]")
     refused(lambda: dataclasses.replace(TRAIN, precision="fp16"), "Train.precision", "'fp16'", "fp32", "bf16")

@@ -6,7 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nachim.model import attention, mlp, norm, position  # noqa: F401 - each registers the modules of its parts
+from nachim.model import (  # noqa: F401 - each registers the modules of its parts
+    attention,
+    bias,
+    mlp,
+    norm,
+    position,
+    table,
+)
 from nachim.model.block import BlockModule
 from nachim.model.build import build
 from nachim.model.cache import Cache

@@ -1,0 +1,109 @@
+"""Positions that are told by a bias on the scores of queries with keys."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nachim.model.build import build
+from nachim.model.frame import Frame
+from nachim.model.position import PositionModule
+from nachim.spec import FIRE, ALiBi
+
+EPS = 1e-6
+"""What keeps FIRE's ratio finite at the first token of a document (arXiv 2310.04418, app. D)."""
+
+
+def distances(frame: Frame, keys: int) -> Tensor:
+    """Tokens from each of the last `keys` tokens to each new one, int64 [T, keys]; below 0 for later ones.
+
+    Inside a document it is the distance of their positions, counted there or not.
+    """
+    index_S = torch.arange(frame.S - keys, frame.S, device=frame.device)
+    return torch.arange(frame.start, frame.S, device=frame.device)[:, None] - index_S
+
+
+class ALiBiModule(PositionModule):
+    """Lowers each score by its head's slope times the distance."""
+
+    def __init__(self, part: ALiBi) -> None:
+        super().__init__()
+        self.part = part
+
+    def bias(self, frame: Frame, keys: int, n_heads: int) -> Tensor:
+        """[1, n_heads, T, keys] in fp32, the same for all sequences and layers."""
+
+        def make() -> Tensor:
+            slope_H = torch.tensor(slopes(n_heads, self.part.steepness), device=frame.device)
+            return -slope_H[:, None, None] * distances(frame, keys)[None, None]
+
+        return frame.once((self.part, keys, n_heads), make)
+
+
+def slopes(n_heads: int, steepness: float = 8.0) -> list[float]:
+    """The slope of each head: 2^(-steepness h / n) for h = 1 ... n (arXiv 2108.12409, sec. 3).
+
+    For n between powers of two, those of the lower power, then the odd ones of the higher, as many as are needed.
+    """
+    lower = 1 << (n_heads.bit_length() - 1)
+    found = [2 ** (-steepness * head / lower) for head in range(1, lower + 1)]
+    return found + [2 ** (-steepness * head / (2 * lower)) for head in range(1, 2 * (n_heads - lower), 2)]
+
+
+class FIREModule(PositionModule):
+    """A small network's bias on the ratio of a distance to the query's position, both on a logarithmic scale."""
+
+    def __init__(self, part: FIRE) -> None:
+        super().__init__()
+        self.part = part
+        self.c = nn.Parameter(torch.empty(()))
+        self.length = nn.Parameter(torch.empty(()))  # in units of the part's, so that it moves at the speed of c
+        self.inner = nn.Parameter(torch.empty(part.width))
+        self.inner_shift = nn.Parameter(torch.empty(part.width))
+        self.outer = nn.Parameter(torch.empty(part.n_heads, part.width))
+        self.outer_shift = nn.Parameter(torch.empty(part.n_heads))
+
+    def bias(self, frame: Frame, keys: int, n_heads: int) -> Tensor:
+        """[B, n_heads, T, keys], or [1, ...] where all sequences are one document from the start."""
+        ratio_BTS = self.ratio(frame, keys)
+        hidden = F.relu(ratio_BTS[..., None] * self.inner + self.inner_shift)
+        return F.linear(hidden, self.outer, self.outer_shift).movedim(-1, 1)
+
+    def ratio(self, frame: Frame, keys: int) -> Tensor:
+        """psi(distance) / psi(max(L, position)), about 0 to 1, [B or 1, T, keys] (arXiv 2310.04418, sec. 3)."""
+        dtype = torch.promote_types(self.c.dtype, torch.float32)
+        distance_TS, position_BT = frame.once(
+            ("fire", keys, dtype), lambda: (distances(frame, keys).abs().to(dtype), within(frame).to(dtype))
+        )
+        threshold = (self.length.to(dtype) * self.part.length).abs()
+        c = self.c.to(dtype).abs()
+        near_BT1 = torch.log1p(c * torch.maximum(position_BT, threshold))[..., None]
+        return (torch.log1p(c * distance_TS) / (near_BT1 + EPS)).to(self.c.dtype)
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Begin with c and L as the part says, and the network as torch draws linear layers: U(+-1/sqrt(fan_in))."""
+        nn.init.constant_(self.c, self.part.c)
+        nn.init.ones_(self.length)
+        for weight, fan_in in ((self.inner, 1), (self.outer, self.part.width)):
+            bound = fan_in**-0.5
+            nn.init.uniform_(weight, -bound, bound, generator=generator)
+        nn.init.uniform_(self.inner_shift, -1, 1, generator=generator)
+        nn.init.uniform_(self.outer_shift, -(self.part.width**-0.5), self.part.width**-0.5, generator=generator)
+
+
+def within(frame: Frame) -> Tensor:
+    """How many tokens of its document stand before each new one: [1, T], or [B, T] where documents are told."""
+    if frame.documents_BS is None:
+        return torch.arange(frame.start, frame.S, device=frame.device)[None]
+    return Frame((frame.B, frame.T), frame.device, frame.start, frame.documents_BS).positions
+
+
+@build.register
+def _(part: ALiBi, d_model: int) -> nn.Module:
+    return ALiBiModule(part)
+
+
+@build.register
+def _(part: FIRE, d_model: int) -> nn.Module:
+    return FIREModule(part)
