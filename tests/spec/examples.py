@@ -76,7 +76,7 @@ LOCAL = Attention(
     qk_norm_offset=True,
     qk_norm_eps=1e-5,
 )
-LATENT = MLA(n_heads=4, d_head=8, rank=12, rope_dim=4, q_rank=16, d_value=6)
+LATENT = MLA(n_heads=4, d_head=8, rank=12, rope_dim=4, q_rank=16, d_value=6, eps=1e-5)
 STATE = Mamba(d_inner=64, d_state=5, dt_rank=3, d_conv=3, inner_norm=True)
 HEADED_STATE = Mamba2(n_heads=4, d_head=8, d_state=6, n_groups=2, d_conv=3, chunk=4)
 LINEAR = LinearAttention(n_heads=4, d_key=6, d_value=8, gate=False, decay_rank=3, chunk=4)
@@ -160,7 +160,7 @@ HYBRID = Decoder(
     d_model=32,
     n_layers=5,
     attention=Pattern(first=(LOCAL,), parts=(STATE, LATENT)),
-    ffn=Pattern(first=(MLP(d_ff=64, activation="relu2", bias=True),), parts=(EXPERTS, GeGLU(d_ff=48, exact=True))),
+    ffn=Pattern(first=(MLP(d_ff=64, activation="relu2", bias=True),), parts=(EXPERTS, GeGLU(d_ff=48, bias=True, exact=True))),
     norm=LayerNorm(eps=1e-4),
     position=Learned(length=64),
     tied=True,

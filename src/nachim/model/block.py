@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nachim.model.build import build
 from nachim.model.frame import Frame
 from nachim.model.position import PositionModule
-from nachim.spec import Attention, Decoder, Parallel, PostNorm
+from nachim.spec import MLA, Attention, Decoder, Parallel, PostNorm, RoPE
 from nachim.spec.model import Block
 
 Memory = dict[str, Tensor]
@@ -36,10 +36,9 @@ class BlockModule(nn.Module):
             self.ffn = build(block.ffn, width)
             if scheme.after:
                 self.ffn_output_norm = build(spec.norm, width)
-        if isinstance(block.mixer, Attention):
-            score = spec.parametrisation.score(block.mixer.d_head)
-            if score != 1:
-                self.attention.scale = score * block.mixer.factor
+        score = _score(spec, block)
+        if score != 1:
+            self.attention.scale = score * block.mixer.factor
 
     def forward(self, x_BTD: Tensor, frame: Frame, memory: Memory | None = None) -> Tensor:
         """The stream after this block; what must be remembered goes into `memory`."""
@@ -62,3 +61,14 @@ class BlockModule(nn.Module):
         if hasattr(self, "ffn"):
             y_BTD = y_BTD + self.ffn(self.ffn_norm(x_BTD) if hasattr(self, "ffn_norm") else read_BTD)
         return torch.add(x_BTD, y_BTD, alpha=self.factor)
+
+
+def _score(spec: Decoder, block: Block) -> float:
+    """Factor on the scores of a block's attention beside its own: of width, and of a context made longer."""
+    if isinstance(block.mixer, Attention):
+        return spec.parametrisation.score(block.mixer.d_head)
+    if not isinstance(block.mixer, MLA):
+        return 1.0
+    stretched = isinstance(block.position, RoPE) and block.position.scaling is not None
+    longer = block.position.scaling.latent_score if stretched else 1.0
+    return spec.parametrisation.score(block.mixer.key_width) * longer

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nachim.model import (  # noqa: F401 - each registers the modules of its parts
     attention,
     bias,
+    mla,
     mlp,
     norm,
     position,

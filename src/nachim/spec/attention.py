@@ -113,8 +113,7 @@ class MLA(Mixer):
     position. `d_head` is the width of a key without position, `d_value` that of a value (`d_head` unless given).
     Queries pass through `q_rank` values, or come straight from the token where it is None. Decoding absorbs the
     rebuilding matrices into query and output: heads then meet the latent itself, and nothing is rebuilt.
-    `eps` is that of the norms on the narrow values. A score is q.k times `scale`, 1/sqrt(d_head + rope_dim) unless
-    given: DeepSeek raises it where YaRN extends the context.
+    `eps` is that of the norms on the narrow values. Where YaRN extends the context it may put a factor on the scores.
     """
 
     n_heads: int
@@ -124,11 +123,10 @@ class MLA(Mixer):
     q_rank: int | None = None
     d_value: int | None = None
     eps: float = later(1e-6)
-    scale: float | None = later(None)
 
     def check(self) -> None:
         self.require_positive("n_heads", "d_head", "rank", "rope_dim", "eps")
-        for name in ("q_rank", "d_value", "scale"):
+        for name in ("q_rank", "d_value"):
             if getattr(self, name) is not None:
                 self.require_positive(name)
         if self.rope_dim % 2:
@@ -147,7 +145,7 @@ class MLA(Mixer):
     @property
     def factor(self) -> float:
         """What q.k is multiplied by."""
-        return self.key_width**-0.5 if self.scale is None else self.scale
+        return self.key_width**-0.5
 
     def matrices(self, d_model: int) -> tuple[Matrix, ...]:
         queries = self.n_heads * self.key_width
@@ -168,9 +166,9 @@ class MLA(Mixer):
         return self.rank + (self.q_rank or 0)
 
     def saved(self, d_model: int) -> Saved:
-        """As torch's autograd keeps them: narrow values before and after their norms, queries and keys as they enter the
-        kernel, what keys and values are rebuilt as (which the values are a view of), the kernel's sums, and its output
-        as heads and as rows."""
+        """As torch's autograd keeps them: narrow values before and after their norms, queries and keys as they enter
+        the kernel, what keys and values are rebuilt as (which the values are a view of), the kernel's sums, and its
+        output as heads and as rows."""
         normed = self.rank + (self.q_rank or 0)
         again = self.n_heads * (self.key_width + self.value_width)
         rebuilt = self.n_heads * (self.d_head + self.value_width)
