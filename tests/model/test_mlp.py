@@ -20,6 +20,7 @@ PARTS = {
     "gelu": MLP(d_ff=24, activation="gelu", bias=True),
     "gelu_tanh": MLP(d_ff=24, activation="gelu_tanh"),
     "swiglu": SwiGLU(d_ff=20),
+    "swiglu with biases": SwiGLU(d_ff=20, bias=True),
     "geglu": GeGLU(d_ff=20),
     "exact geglu": GeGLU(d_ff=20, exact=True),
 }
@@ -41,6 +42,7 @@ FORMS = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "swiglu": lambda x: x / (1 + torch.exp(-x)),
+    "swiglu with biases": lambda x: x / (1 + torch.exp(-x)),
     "geglu": gelu_tanh,
     "exact geglu": gelu,
 }
@@ -63,8 +65,8 @@ def test_a_feed_forward_is_its_closed_form(name):
     if isinstance(part, MLP):
         hidden = FORMS[name](x @ weights["up.weight"].T + weights.get("up.bias", 0))
     else:
-        gate, up = weights["gate_up.weight"].split(part.d_ff)
-        hidden = FORMS[name](x @ gate.T) * (x @ up.T)
+        gate, up = (x @ weights["gate_up.weight"].T + weights.get("gate_up.bias", 0)).split(part.d_ff, -1)
+        hidden = FORMS[name](gate) * up
     expected = hidden @ weights["down.weight"].T + weights.get("down.bias", 0)
     torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-11)
 

@@ -160,7 +160,9 @@ HYBRID = Decoder(
     d_model=32,
     n_layers=5,
     attention=Pattern(first=(LOCAL,), parts=(STATE, LATENT)),
-    ffn=Pattern(first=(MLP(d_ff=64, activation="relu2", bias=True),), parts=(EXPERTS, GeGLU(d_ff=48, bias=True, exact=True))),
+    ffn=Pattern(
+        first=(MLP(d_ff=64, activation="relu2", bias=True),), parts=(EXPERTS, GeGLU(d_ff=48, bias=True, exact=True))
+    ),
     norm=LayerNorm(eps=1e-4),
     position=Learned(length=64),
     tied=True,

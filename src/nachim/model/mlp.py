@@ -42,8 +42,8 @@ class GatedModule(nn.Module):
 
     def __init__(self, part: Gated, d_model: int, activation: Activation) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(d_model, 2 * part.d_ff, bias=False)
-        self.down = nn.Linear(part.d_ff, d_model, bias=False)
+        self.gate_up = nn.Linear(d_model, 2 * part.d_ff, bias=part.bias)
+        self.down = nn.Linear(part.d_ff, d_model, bias=part.bias)
         self.activation = activation
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -32,15 +32,19 @@ class MLP(FFN):
 
 @dataclass(frozen=True, kw_only=True)
 class Gated(FFN):
-    """Base of gated feed-forwards: down(activation(gate(x)) * up(x))."""
+    """Base of gated feed-forwards: down(activation(gate(x)) * up(x)), each of the three with a bias where asked."""
 
     d_ff: int
+    bias: bool = later(False)
 
     def check(self) -> None:
         self.require_positive("d_ff")
 
     def matrices(self, d_model: int) -> tuple[Matrix, ...]:
         return Matrix(d_model, 2 * self.d_ff, split="columns"), Matrix(self.d_ff, d_model, split="rows")
+
+    def vectors(self, d_model: int) -> int:
+        return (2 * self.d_ff + d_model) * self.bias
 
     def saved(self, d_model: int) -> Saved:
         return Saved(whole=2 * d_model, cheap_whole=d_model, split=4 * self.d_ff, cheap_split=2 * self.d_ff)

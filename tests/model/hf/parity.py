@@ -16,6 +16,15 @@ from nachim.model.cache import documents_of
 from nachim.model.hf import config_for, open_checkpoint, write_checkpoint
 from nachim.model.hf.source import Source, save
 
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+"""A shape, as most config classes name it."""
 TOLERANCE = 1e-4
 """Of the largest logit: the bound on the largest error."""
 LENGTH = 12

@@ -38,6 +38,10 @@ CARRIED = (
 """Files that say nothing of the weights and are kept as they are, bytes unchanged."""
 
 
+NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+"""Said in a new config, for where nothing is said a family's own numbers are taken, which may be beyond a vocabulary."""
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A Hugging Face checkpoint whose tensors were found whole, and have not been read yet."""
@@ -160,7 +164,7 @@ def _written(family: Family, decoder: Decoder, context: int, rest: dict[str, Any
     except (AttributeError, KeyError, UserError):  # its parts lack what the family's have, or have other values
         return {}, []
     ways = [f"{way.path} is {way.new}, not {way.old}" for way in diff(unrolled(said), unrolled(decoder))]
-    return {**rest, "architectures": [family.architecture], **own}, ways
+    return {**NO_TOKENS, **rest, "architectures": [family.architecture], **own}, ways
 
 
 def kinds(decoder: Decoder) -> str:

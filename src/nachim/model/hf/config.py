@@ -53,12 +53,22 @@ class Config:
         found = self.values.get(key)
         return default if found is None else found
 
+    def given(self, key: str, default: Any) -> Any:
+        """The value of `key`, null among them; `default` where it is absent."""
+        self.read.add(key)
+        return self.values.get(key, default)
+
     def need(self, key: str) -> Any:
         """The value of `key`. Raises UserError when it is absent."""
         found = self.get(key)
         if found is None:
             raise UserError(f"{self.where} lacks {key!r}, which a {self.values.get('model_type')} model needs")
         return found
+
+    def either(self, *keys: str) -> Any:
+        """The value of the first of `keys`, names of one thing, that is given. Raises UserError when none is."""
+        found = [value for value in map(self.get, keys) if value is not None]
+        return found[0] if found else self.need(keys[0])
 
     def only(self, key: str, *allowed: Any) -> Any:
         """The value of `key`, the first of `allowed` where it is absent. Raises UserError for a value not allowed."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from nachim.model.hf import llama
+from nachim.model.hf import gemma, llama, mistral, qwen, smollm3
 from nachim.model.hf.family import Family
 from nachim.spec import UserError
 from nachim.spec.error import nearest
 
-FILES = (llama,)
+FILES = (llama, mistral, qwen, gemma, smollm3)
 FAMILIES: dict[str, Family] = {family.model_type: family for file in FILES for family in file.FAMILIES}
 """Every family by its model_type; a decoder is written in the first that can express it."""
 

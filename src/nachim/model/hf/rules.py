@@ -40,7 +40,7 @@ def each(read: Callable[[Tensor], Tensor], write: Callable[[Tensor], Tensor]) ->
     return Transform(lambda x: tuple(map(read, x)), lambda x: tuple(map(write, x)))
 
 
-TURN = each(lambda x: x.mT, lambda x: x.mT)
+TURN = each(lambda x: x.mT.contiguous(), lambda x: x.mT.contiguous())
 """[in, out], as GPT-2 stores a matrix, to [out, in]."""
 
 
