@@ -32,13 +32,25 @@ class ALiBiModule(PositionModule):
         self.part = part
 
     def bias(self, frame: Frame, keys: int, n_heads: int) -> Tensor:
-        """[1, n_heads, T, keys] in fp32, the same for all sequences and layers."""
+        """[1, n_heads, T, keys] in fp32, the same for all sequences and layers; rounded [B or 1, n_heads, 1, keys]."""
 
         def make() -> Tensor:
             slope_H = torch.tensor(slopes(n_heads, self.part.steepness), device=frame.device)
-            return -slope_H[:, None, None] * distances(frame, keys)[None, None]
+            if self.part.rounded:
+                return self.part.factor * rounded(slope_H, frame, keys)
+            return -self.part.factor * slope_H[:, None, None] * distances(frame, keys)[None, None]
 
         return frame.once((self.part, keys, n_heads), make)
+
+
+def rounded(slope_H: Tensor, frame: Frame, keys: int) -> Tensor:
+    """Slope times position of each key, all in bfloat16, as fp32 [B or 1, H, 1, keys].
+
+    What is left out, the query's part, is the same for all keys, so that no softmax sees it.
+    """
+    whole = Frame((frame.B, frame.S), frame.device, 0, frame.documents_BS)
+    key_BS = whole.positions.reshape(-1, frame.S)[:, frame.S - keys :].bfloat16()
+    return (slope_H.bfloat16()[:, None] * key_BS[:, None]).float()[:, :, None]
 
 
 def slopes(n_heads: int, steepness: float = 8.0) -> list[float]:
@@ -60,15 +72,13 @@ class FIREModule(PositionModule):
         self.c = nn.Parameter(torch.empty(()))
         self.length = nn.Parameter(torch.empty(()))  # in units of the part's, so that it moves at the speed of c
         self.inner = nn.Parameter(torch.empty(part.width))
-        self.inner_shift = nn.Parameter(torch.empty(part.width))
+        self.shift = nn.Parameter(torch.empty(part.width))
         self.outer = nn.Parameter(torch.empty(part.n_heads, part.width))
-        self.outer_shift = nn.Parameter(torch.empty(part.n_heads))
 
     def bias(self, frame: Frame, keys: int, n_heads: int) -> Tensor:
         """[B, n_heads, T, keys], or [1, ...] where all sequences are one document from the start."""
         ratio_BTS = self.ratio(frame, keys)
-        hidden = F.relu(ratio_BTS[..., None] * self.inner + self.inner_shift)
-        return F.linear(hidden, self.outer, self.outer_shift).movedim(-1, 1)
+        return F.linear(F.relu(ratio_BTS[..., None] * self.inner + self.shift), self.outer).movedim(-1, 1)
 
     def ratio(self, frame: Frame, keys: int) -> Tensor:
         """psi(distance) / psi(max(L, position)), about 0 to 1, [B or 1, T, keys] (arXiv 2310.04418, sec. 3)."""
@@ -85,11 +95,8 @@ class FIREModule(PositionModule):
         """Begin with c and L as the part says, and the network as torch draws linear layers: U(+-1/sqrt(fan_in))."""
         nn.init.constant_(self.c, self.part.c)
         nn.init.ones_(self.length)
-        for weight, fan_in in ((self.inner, 1), (self.outer, self.part.width)):
-            bound = fan_in**-0.5
-            nn.init.uniform_(weight, -bound, bound, generator=generator)
-        nn.init.uniform_(self.inner_shift, -1, 1, generator=generator)
-        nn.init.uniform_(self.outer_shift, -(self.part.width**-0.5), self.part.width**-0.5, generator=generator)
+        for weight, fan_in in ((self.inner, 1), (self.shift, 1), (self.outer, self.part.width)):
+            nn.init.uniform_(weight, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
 
 
 def within(frame: Frame) -> Tensor:

@@ -97,13 +97,16 @@ class ALiBi(Position):
     """Scores fall with distance, each head at its own slope (arXiv 2108.12409, sec. 3).
 
     Head h of n has the slope 2^(-steepness h / n). Where n is no power of two, the slopes are those of the next lower
-    power, then every other one of the next higher, as in BLOOM and MPT.
+    power, then every other one of the next higher, as in BLOOM and MPT. All are multiplied by `factor`; with `rounded`
+    slopes, positions and their products have the eight bits of bfloat16 (both in Falcon).
     """
 
     steepness: float = 8.0
+    factor: float = later(1.0)
+    rounded: bool = later(False)
 
     def check(self) -> None:
-        self.require_positive("steepness")
+        self.require_positive("steepness", "factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +114,9 @@ class FIRE(Position):
     """A learned bias of each head on the ratio of distance to position (arXiv 2310.04418, sec. 3).
 
     f(psi(i - j) / psi(max(L, i))) with psi(x) = ln(c x + 1), f a ReLU network of one layer of `width` values, for a
-    query at i and a key at j; c and L are learned from `c` and `length` on, in every layer anew. All sequences of a
-    batch without documents share one bias: its 2 (n_heads + 1) width FLOP a query and key are not part of M.
+    query at i and a key at j; c and L are learned from `c` and `length` on, in every layer anew. f's last constant,
+    which no softmax sees, is left out. All sequences of a batch without documents share one bias: its
+    2 (n_heads + 1) width FLOP a query and key are not part of M.
     """
 
     n_heads: int
@@ -124,7 +128,7 @@ class FIRE(Position):
         self.require_positive("n_heads", "width", "c", "length")
 
     def layer_params(self) -> int:
-        return 2 + 2 * self.width + self.n_heads * (self.width + 1)
+        return 2 + 2 * self.width + self.n_heads * self.width
 
     def misfit(self, n_heads: int | None, width: int | None) -> str | None:
         if n_heads is None:
