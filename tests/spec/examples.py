@@ -7,6 +7,8 @@ from nachim.spec import (
     FIRE,
     MLA,
     MLP,
+    MTP,
+    RGLRU,
     WSD,
     AdamW,
     ALiBi,
@@ -20,9 +22,11 @@ from nachim.spec import (
     Device,
     DynamicNTK,
     Files,
+    GatedDeltaNet,
     GeGLU,
     Growth,
     HuggingFace,
+    InfiniAttention,
     Interpolated,
     LayerNorm,
     Learned,
@@ -77,10 +81,29 @@ LOCAL = Attention(
     qk_norm_eps=1e-5,
 )
 LATENT = MLA(n_heads=4, d_head=8, rank=12, rope_dim=4, q_rank=16, d_value=6, eps=1e-5)
-STATE = Mamba(d_inner=64, d_state=5, dt_rank=3, d_conv=3, inner_norm=True)
-HEADED_STATE = Mamba2(n_heads=4, d_head=8, d_state=6, n_groups=2, d_conv=3, chunk=4)
+STATE = Mamba(d_inner=64, d_state=5, dt_rank=3, d_conv=3, inner_norm=True, eps=1e-5)
+HEADED_STATE = Mamba2(n_heads=4, d_head=8, d_state=6, n_groups=2, d_conv=3, chunk=4, eps=1e-6)
 LINEAR = LinearAttention(n_heads=4, d_key=6, d_value=8, gate=False, decay_rank=3, chunk=4)
-EXPERTS = MoE(d_ff=16, experts=6, active=2, shared=1, shared_gate=True)
+DELTA = GatedDeltaNet(n_heads=4, n_key_heads=2, d_key=6, d_value=8, d_conv=3, chunk=4)
+UNIT = RGLRU(d_rnn=24, n_blocks=3, d_conv=3)
+SEGMENTS = InfiniAttention(n_heads=4, n_kv_heads=2, d_head=8, segment=5, update="linear")
+EXPERTS = MoE(
+    d_ff=16,
+    experts=6,
+    active=2,
+    shared=1,
+    shared_gate=True,
+    scores="sigmoid",
+    renormalise=True,
+    scale=1.5,
+    groups=3,
+    top_groups=2,
+    group_score="top2",
+    bias_step=0.001,
+    balance_loss=0.01,
+    balance_over="sequence",
+    z_loss=0.001,
+)
 SCALINGS = (
     Interpolated(factor=4.0),
     NTKAware(factor=4.0),
@@ -172,6 +195,7 @@ HYBRID = Decoder(
     logit_cap=30.0,
     depth=MixtureOfDepths(capacity=0.25, every=3),
     parametrisation=CompleteP(base_width=16, base_head=4, base_depth=2),
+    mtp=MTP(depth=2, weight=0.1),
 )
 OTHERS: tuple[Part, ...] = (
     LOCAL,
@@ -179,6 +203,9 @@ OTHERS: tuple[Part, ...] = (
     STATE,
     HEADED_STATE,
     LINEAR,
+    DELTA,
+    UNIT,
+    SEGMENTS,
     EXPERTS,
     *HYBRID.ffn.first,
     HYBRID.ffn.parts[1],
@@ -187,11 +214,12 @@ OTHERS: tuple[Part, ...] = (
     HYBRID.position,
     HYBRID.depth,
     HYBRID.parametrisation,
+    HYBRID.mtp,
     MuP(base_width=8, base_head=4),
     Standard(),
     NoPosition(),
     Sinusoidal(),
-    ALiBi(steepness=6.0),
+    ALiBi(steepness=6.0, factor=0.5, rounded=True),
     FIRE(n_heads=4, width=8, c=0.2, length=16.0),
     RoPE(theta=500.0, dim=4, scaling=Interpolated(factor=2.0)),
     MRoPE(theta=500.0, dim=8, scaling=Llama3Scaling(factor=4.0, low=2.0, high=5.0, original=64), sections=(2, 1, 1)),

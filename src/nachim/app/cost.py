@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -126,7 +126,7 @@ def _inference(decoder: Decoder, context: int) -> dict[str, float]:
     return {
         "context": context,
         "prefill_flops_per_token": prefill,
-        "prefill_flops": context * prefill + decoder.head_flops_per_token / 3,
+        "prefill_flops": context * prefill + decoder.logit_flops,
         "decode_flops_per_token": decoder.decode_flops(context),
         "kv_bytes_per_token": held - decoder.cache_bytes(context - 1, VALUE_BYTES),
         "kv_bytes_per_request": held,
@@ -134,8 +134,8 @@ def _inference(decoder: Decoder, context: int) -> dict[str, float]:
 
 
 def _activations(decoder: Decoder, seq_len: int, recompute: Recompute) -> float:
-    """Bytes a token that the blocks keep for the backward pass on one GPU."""
-    job = Job(model=decoder, seq_len=seq_len, batch_tokens=seq_len)
+    """Bytes a token that the blocks keep for the backward pass on one GPU, without multi-token prediction."""
+    job = Job(model=replace(decoder, mtp=None), seq_len=seq_len, batch_tokens=seq_len)
     layout = Layout(recompute=recompute)
     stored = sum(times * kept(block, job, layout, "cuda").stored for block, times in decoder.kinds.items())
     return stored / seq_len

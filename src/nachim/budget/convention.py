@@ -35,7 +35,7 @@ def conventions(model: Decoder, seq_len: int) -> tuple[Convention, ...]:
         ("6N", 6 * model.params_active, "all parameters, no attention", "arXiv 2001.08361"),
         (
             "6N, blocks + head",
-            6 * (bare + model.vocab_size * model.d_model),
+            6 * bare + model.head_flops_per_token,
             "without embedding",
             "arXiv 2406.19146",
         ),
@@ -43,7 +43,7 @@ def conventions(model: Decoder, seq_len: int) -> tuple[Convention, ...]:
         ("Chinchilla", chinchilla_flops(model, seq_len), "M, head, embedding, softmax", "arXiv 2203.15556, app. F"),
         (
             "M, causal",
-            6 * model.matmul_params + 3 * model.mixing_flops(seq_len, causal=True),
+            model.flops_per_token(seq_len, causal=True),
             "attention to earlier tokens",
             "arXiv 2307.08691, sec. 4.1",
         ),
@@ -61,14 +61,14 @@ def chinchilla_flops(model: Decoder, seq_len: int) -> float:
     softmax. The ratios to 6ND printed in its table A4 hold no embedding and no head: with them the 73 M model's would
     be 1.58, not 1.03.
     """
-    tables = 2 * 2 * model.vocab_size * model.d_model
-    return 3 * (2 * model.matmul_params + model.mixing_flops(seq_len) + tables + softmax_flops(model, seq_len))
+    tables = 2 * model.head_flops_per_token
+    return model.flops_per_token(seq_len) + tables + 3 * softmax_flops(model, seq_len)
 
 
 def softmax_flops(model: Decoder, seq_len: int) -> float:
     """Forward FLOP/token of softmax over all layers, at 3 a score (arXiv 2203.15556, appendix F)."""
     total = 0.0
-    for block, times in model.kinds.items():
+    for block, times in model.trained_kinds.items():
         met = max(1.0, block.share * seq_len)
         if isinstance(block.mixer, Attention):
             total += times * block.share * 3 * block.mixer.n_heads * block.mixer.keys(met)

@@ -242,11 +242,14 @@ def serve(
 ) -> Serving:
     """The cheapest way to serve `demand`: over groups of 1, 2, 4 ... devices of a node, batches and drafts.
 
+    Modules for multi-token prediction are left out, as they may be (arXiv 2412.19437, sec. 2.2).
     Raises UserError when the device has no price, when the model fits no group of a node (by how many bytes, and what
     would fit), or when no batch meets the latency limits (with the best that is reachable).
     """
     if device.dollars_per_hour is None:
         raise UserError(f"nobody knows the price of {device.name}: give its dollars per hour to plan what it serves")
+    if model.mtp is not None:
+        model = replace(model, mtp=None)
     stored, cached = format_named(weights), format_named(cache)
     found, plain = [], [Replica(model, device, tp, stored, cached) for tp in degrees(device)]
     for draft in (None, speculation) if speculation else (None,):
@@ -278,7 +281,7 @@ def ways(replica: Replica, demand: Demand, speculation: Speculation | None) -> l
     """Serving on this group with every length of draft: the largest batch in time, or a single sequence."""
     length = demand.prompt_tokens
     prompt = (
-        length * replica.model.prefill_flops(length) + replica.model.head_flops_per_token / 3,
+        length * replica.model.prefill_flops(length) + replica.model.logit_flops,
         replica.cache_bytes(length),
     )
     prompts, ttft = _prefill(replica, length, *prompt, demand.max_ttft)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,8 +11,15 @@ from torch import Tensor, nn
 from nachim.model import (  # noqa: F401 - each registers the modules of its parts
     attention,
     bias,
+    delta,
+    griffin,
+    infini,
+    linear,
+    mamba,
+    mamba2,
     mla,
     mlp,
+    moe,
     norm,
     position,
     table,
@@ -19,7 +28,9 @@ from nachim.model.block import BlockModule
 from nachim.model.build import build
 from nachim.model.cache import Cache
 from nachim.model.frame import Frame
+from nachim.model.mtp import MTPModule, further, loss_of_known
 from nachim.model.position import PositionModule
+from nachim.model.router import RouterModule
 from nachim.spec import Decoder, UserError
 from nachim.spec.parametrisation import Role
 
@@ -44,6 +55,9 @@ class DecoderModule(nn.Module):
         if spec.tied:
             self.head.weight = self.embedding.weight
         self.output = spec.parametrisation.output(spec.d_model)
+        if spec.mtp is not None:
+            self.mtp = nn.ModuleList(MTPModule(spec) for _ in range(spec.mtp.depth))
+        self.routers = [module for module in self.modules() if hasattr(module, "auxiliary")]
 
     def forward(
         self,
@@ -60,9 +74,9 @@ class DecoderModule(nn.Module):
         """
         return self.logits(self.stream(ids_BT, documents_BT, cache, positions))
 
-    def start(self) -> Cache:
-        """An empty cache."""
-        return Cache(len(self.blocks))
+    def start(self, depth: int = 0) -> Cache:
+        """An empty cache: of the decoder, or of its module for the token `depth` further."""
+        return Cache(1 if depth else len(self.blocks))
 
     def stream(
         self,
@@ -72,16 +86,43 @@ class DecoderModule(nn.Module):
         positions: Tensor | None = None,
     ) -> Tensor:
         """What the last block gives, [B, T, D], before the last norm."""
-        shape, start, documents_BS = tuple(ids_BT.shape), 0, documents_BT
-        if cache is not None:
-            start = cache.length
-            documents_BS = cache.extend(documents_BT, shape, ids_BT.device)
-        frame = Frame(shape, ids_BT.device, start, documents_BS, positions)
+        frame = _frame(ids_BT, documents_BT, cache, positions)
         x_BTD = self.embed(ids_BT, frame)
         memories = [None] * len(self.blocks) if cache is None else cache.layers
         for block, memory in zip(self.blocks, memories, strict=True):
             x_BTD = block(x_BTD, frame, memory)
         return x_BTD
+
+    def ahead(
+        self,
+        x_BTD: Tensor,
+        next_BT: Tensor,
+        documents_BT: Tensor | None = None,
+        cache: Cache | None = None,
+        positions: Tensor | None = None,
+        depth: int = 1,
+    ) -> Tensor:
+        """The stream of module `depth`, [B, T, D]: `logits(., depth)` of it are those of the token after `next_BT`.
+
+        `x_BTD` is the stream one module before (for the first `stream`'s) of T tokens, `next_BT` the tokens `depth`
+        after each of them. Other arguments are as in `forward`, the documents those of the T tokens; `cache` is one of
+        its own (`start(depth)`). Raises UserError where the decoder has no such module.
+        """
+        if self.spec.mtp is None or not 1 <= depth <= self.spec.mtp.depth:
+            raise UserError(f"this decoder has no module that looks {depth} further: its mtp is {self.spec.mtp}")
+        frame = _frame(next_BT, documents_BT, cache, positions)
+        memory = None if cache is None else cache.layers[0]
+        return self.mtp[depth - 1](self.normed(x_BTD, depth - 1), self.embed(next_BT, frame), frame, memory)
+
+    def draft(
+        self, x_BTD: Tensor, next_BT: Tensor, cache: Cache | None = None, documents_BT: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, V] of the token after the last of `next_BT`, by the first module for multi-token prediction.
+
+        `x_BTD` is what `stream` gave for the last T tokens read, `next_BT` the tokens that were found to follow each of
+        them. `cache`, begun by `start(1)`, takes them in: every token is given once, when the one after it is certain.
+        """
+        return self.logits(self.ahead(x_BTD, next_BT, documents_BT, cache)[:, -1:], 1)[:, 0]
 
     def embed(self, ids_BT: Tensor, frame: Frame) -> Tensor:
         """Tokens as the first block reads them, [B, T, D]."""
@@ -91,17 +132,61 @@ class DecoderModule(nn.Module):
         x_BTD = self.position.embed(x_BTD, frame)
         return self.embedding_norm(x_BTD) if self.spec.embedding_norm else x_BTD
 
-    def logits(self, x_BTD: Tensor) -> Tensor:
-        """Logits [B, T, V] of the stream: last norm, head, cap."""
-        if self.spec.residual.last:
-            x_BTD = self.norm(x_BTD)
+    def normed(self, x_BTD: Tensor, depth: int = 0) -> Tensor:
+        """The stream after its last norm, where there is one."""
+        if not self.spec.residual.last:
+            return x_BTD
+        return self.mtp[depth - 1].norm(x_BTD) if depth else self.norm(x_BTD)
+
+    def logits(self, x_BTD: Tensor, depth: int = 0) -> Tensor:
+        """Logits [B, T, V] of the decoder's stream, or of that of module `depth`: last norm, head, cap."""
+        x_BTD = self.normed(x_BTD, depth)
         logits_BTV = self.head(x_BTD if self.output == 1 else x_BTD * self.output)
         cap = self.spec.logit_cap
         return logits_BTV if cap is None else cap * torch.tanh(logits_BTV / cap)
 
     def loss(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy, nat/token, computed in fp32."""
-        return F.cross_entropy(self(ids_BT, documents_BT).flatten(0, 1).float(), targets_BT.flatten())
+        """Mean cross-entropy, nat/token, computed in fp32.
+
+        Its gradient is also that of what `mtp` adds for tokens further ahead, and of what modules add to keep loads
+        even (`auxiliary`); its value is not, so that it compares with that of models without them.
+        """
+        x_BTD = self.stream(ids_BT, documents_BT)
+        loss = F.cross_entropy(self.logits(x_BTD).flatten(0, 1).float(), targets_BT.flatten())
+        if self.spec.mtp is not None:
+            beside = self.further_loss(x_BTD, targets_BT, documents_BT)
+            loss = loss + (beside - beside.detach())
+        for router in self.routers:
+            if router.auxiliary is not None:
+                loss = loss + (router.auxiliary - router.auxiliary.detach())
+                router.auxiliary = None
+        return loss
+
+    def further_loss(self, x_BTD: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """The weighted mean of the losses of the modules for multi-token prediction, from the stream of all tokens."""
+        beside = torch.zeros((), device=x_BTD.device)
+        for depth in range(1, self.spec.mtp.depth + 1):
+            next_BT, wanted_BT = further(targets_BT, documents_BT, depth)
+            x_BTD = self.ahead(x_BTD, next_BT, documents_BT, depth=depth)
+            beside = beside + loss_of_known(self.logits(x_BTD, depth), wanted_BT)
+        return self.spec.mtp.weight / self.spec.mtp.depth * beside
+
+    def after_step(self) -> dict[str, float]:
+        """What changes without a gradient moves, once after an optimizer step; what the step was, by name.
+
+        `imbalance` is the largest load of an expert over the mean load of its layer, in the worst layer.
+        """
+        found = [module.after_step() for module in self.routers if isinstance(module, RouterModule)]
+        return {"imbalance": torch.stack(found).max().item()} if found else {}
+
+
+def _frame(ids_BT: Tensor, documents_BT: Tensor | None, cache: Cache | None, positions: Tensor | None) -> Frame:
+    """Where new tokens stand; a cache takes them in."""
+    shape, start = tuple(ids_BT.shape), 0
+    if cache is not None:
+        start = cache.length
+        documents_BT = cache.extend(documents_BT, shape, ids_BT.device)
+    return Frame(shape, ids_BT.device, start, documents_BT, positions)
 
 
 def is_matrix(name: str, weight: Tensor) -> bool:
@@ -111,6 +196,12 @@ def is_matrix(name: str, weight: Tensor) -> bool:
     bias, decay, convolution) has another name, or one axis.
     """
     return weight.ndim >= 2 and name.rpartition(".")[2] == "weight"
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All that makes a trained model, by name: its parameters, a tied table once, and its persistent buffers."""
+    state = model.state_dict(keep_vars=True)
+    return dict(model.named_parameters()) | {name: held for name, held in model.named_buffers() if name in state}
 
 
 def initialise(model: DecoderModule, seed: int) -> None:
@@ -145,7 +236,7 @@ def initialise(model: DecoderModule, seed: int) -> None:
 def role(name: str, weight: Tensor) -> Role:
     """What the weight `name` of a decoder is to its parametrisation."""
     if not is_matrix(name, weight):
-        return "last gain" if name == "norm.weight" else "gain"
+        return "last gain" if re.fullmatch(r"(mtp\.\d+\.)?norm\.weight", name) else "gain"
     if name == "embedding.weight":
         return "embedding"
     return "head" if name == "head.weight" else "hidden"

@@ -6,13 +6,16 @@ from nachim.spec.data import BPE, Corpus, Data, Files, HuggingFace, Stdlib
 from nachim.spec.error import UserError
 from nachim.spec.ffn import MLP, Gated, GeGLU, MoE, SwiGLU
 from nachim.spec.hardware import Cluster, Device, Machine
+from nachim.spec.infini import InfiniAttention
 from nachim.spec.mixer import LinearAttention, Mamba, Mamba2
 from nachim.spec.model import Block, Decoder, plain
+from nachim.spec.mtp import MTP
 from nachim.spec.norm import LayerNorm, Norm, RMSNorm
 from nachim.spec.parametrisation import CompleteP, MuP, Parametrisation, Standard
 from nachim.spec.part import Difference, Part, diff
 from nachim.spec.pattern import MixtureOfDepths, Pattern
 from nachim.spec.position import FIRE, ALiBi, Learned, MRoPE, NoPosition, Position, RoPE, Sinusoidal
+from nachim.spec.recurrent import RGLRU, GatedDeltaNet
 from nachim.spec.residual import OutputNorm, Parallel, PostNorm, PreNorm, Residual, SandwichNorm
 from nachim.spec.run import Run, Validation
 from nachim.spec.scaling import DynamicNTK, Interpolated, Llama3Scaling, LongRoPE, NTKAware, Scaling, YaRN
@@ -24,6 +27,8 @@ __all__ = [
     "FIRE",
     "MLA",
     "MLP",
+    "MTP",
+    "RGLRU",
     "WSD",
     "ALiBi",
     "AdamW",
@@ -40,9 +45,11 @@ __all__ = [
     "DynamicNTK",
     "Files",
     "Gated",
+    "GatedDeltaNet",
     "GeGLU",
     "Growth",
     "HuggingFace",
+    "InfiniAttention",
     "Interpolated",
     "Layer",
     "LayerNorm",

@@ -11,6 +11,9 @@ from typing import Any, ClassVar
 from nachim.spec.attention import MLA, Attention
 from nachim.spec.cost import FFN, Layer, Mixer
 from nachim.spec.ffn import SwiGLU
+from nachim.spec.infini import InfiniAttention
+from nachim.spec.mixer import LinearAttention
+from nachim.spec.mtp import MTP
 from nachim.spec.norm import Norm, RMSNorm
 from nachim.spec.parametrisation import Parametrisation, Standard
 from nachim.spec.part import Part, later
@@ -43,8 +46,9 @@ class Decoder(Part):
     sublayers meet the stream. Embedded tokens are multiplied by `embedding_scale` (Gemma) and, with `embedding_norm`,
     normalised (BLOOM); `logit_cap` bounds the logits, cap * tanh(logits / cap) (Gemma-2). `parametrisation` says how
     initial weights, factors of the forward pass and the optimizer's values for each weight follow the shape; it costs
-    nothing. Counts follow the house's vocabulary: `flops_per_token` (M) leaves the head out, `head_flops_per_token` is
-    the head.
+    nothing. `mtp` trains it to predict further tokens too. Counts follow the house's vocabulary: `flops_per_token` (M)
+    leaves the head out, `head_flops_per_token` is the head. What `mtp` adds is in the parameters and in both, and not
+    in what reading and writing text costs.
     """
 
     RETIRED: ClassVar[Mapping[str, object]] = {"sandwich": False}
@@ -63,6 +67,7 @@ class Decoder(Part):
     logit_cap: float | None = later(None)
     depth: MixtureOfDepths | None = None
     parametrisation: Parametrisation = later(Standard())
+    mtp: MTP | None = later(None)
 
     def check(self) -> None:
         self.require_positive("vocab_size", "d_model", "n_layers", "embedding_scale")
@@ -103,6 +108,19 @@ class Decoder(Part):
             found[block] += times[id(block)]
         return dict(found)
 
+    @functools.cached_property
+    def trained_kinds(self) -> dict[Block, int]:
+        """How many layers of each kind a training step goes through: with those of multi-token prediction."""
+        found = Counter(self.kinds)
+        if self.mtp is not None:
+            found[self.blocks[-1]] += self.mtp.depth
+        return dict(found)
+
+    @property
+    def passes(self) -> int:
+        """How often embedding and head work on a token in training: once, and for every further token predicted."""
+        return 1 if self.mtp is None else 1 + self.mtp.depth
+
     def norm_params(self, block: Block) -> int:
         """Parameters of the norms of one layer, and of what tells it positions."""
         return block.position.layer_params() + self.residual.norms(len(block.layers)) * self.norm.params(self.d_model)
@@ -121,7 +139,10 @@ class Decoder(Part):
     def _body(self, per_layer: str) -> int:
         """Sum of a count over the layers, their norms, the routers of a mixture of depths and the last norm."""
         total = self.last_norm_params
-        for block, times in self.kinds.items():
+        if self.mtp is not None:
+            last = self.residual.last
+            total += self.mtp.joining(self.d_model) + self.mtp.norm_params(self.norm, self.d_model, last)
+        for block, times in self.trained_kinds.items():
             layers = sum(getattr(layer, per_layer)(self.d_model) for layer in block.layers)
             router = self.d_model if block.share < 1 else 0
             total += times * (layers + self.norm_params(block) + router)
@@ -129,7 +150,7 @@ class Decoder(Part):
 
     @property
     def params_non_embedding(self) -> int:
-        """Parameters of the blocks and the final norm: neither embedding nor head."""
+        """Parameters of the blocks (of multi-token prediction too) and the last norm: neither embedding nor head."""
         return self._body("params")
 
     @property
@@ -151,8 +172,11 @@ class Decoder(Part):
     @property
     def matmul_params(self) -> float:
         """Parameters of the blocks that a token is multiplied by, on average: two FLOP each in a forward pass."""
+        return self._multiplied(self.kinds)
+
+    def _multiplied(self, kinds: Mapping[Block, int]) -> float:
         total = 0.0
-        for block, times in self.kinds.items():
+        for block, times in kinds.items():
             router = self.d_model if block.share < 1 else 0
             used = sum(layer.matmul_params(self.d_model) for layer in block.layers)
             total += times * (block.share * used + router)
@@ -160,14 +184,22 @@ class Decoder(Part):
 
     def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
         """Forward FLOP/token of all mixers beyond their matrices (see `Mixer.mixing_flops`)."""
+        return self._mixed(self.kinds, seq_len, causal)
+
+    def _mixed(self, kinds: Mapping[Block, int], seq_len: float, causal: bool) -> float:
         return sum(
             times * block.share * block.mixer.mixing_flops(max(1.0, block.share * seq_len), causal)
-            for block, times in self.kinds.items()
+            for block, times in kinds.items()
         )
 
-    def flops_per_token(self, seq_len: int) -> int:
-        """M: non-embedding training FLOP/token; 72 L d^2 + 12 L d s for the plain block (arXiv 2401.02954, eq. 2)."""
-        return round(6 * self.matmul_params + 3 * self.mixing_flops(seq_len))
+    def flops_per_token(self, seq_len: int, causal: bool = False) -> int:
+        """M: non-embedding training FLOP/token; 72 L d^2 + 12 L d s for the plain block (arXiv 2401.02954, eq. 2).
+
+        `causal` charges attention for the tokens before a token, and itself, alone.
+        """
+        joined = 0 if self.mtp is None else self.mtp.joining(self.d_model)
+        matrices = self._multiplied(self.trained_kinds) + joined
+        return round(6 * matrices + 3 * self._mixed(self.trained_kinds, seq_len, causal))
 
     def prefill_flops(self, seq_len: int) -> float:
         """Forward FLOP/token of reading a prompt of `seq_len` tokens; the head reads its last token only."""
@@ -179,12 +211,17 @@ class Decoder(Part):
             times * block.share * block.mixer.decode_flops(max(1.0, block.share * position))
             for block, times in self.kinds.items()
         )
-        return 2 * self.matmul_params + mixing + self.head_flops_per_token / 3
+        return 2 * self.matmul_params + mixing + self.logit_flops
+
+    @property
+    def logit_flops(self) -> int:
+        """Forward FLOP of one token's logits."""
+        return 2 * self.d_model * self.vocab_size
 
     @property
     def head_flops_per_token(self) -> int:
         """Training FLOP/token of the output head alone."""
-        return 6 * self.d_model * self.vocab_size
+        return 3 * self.logit_flops * self.passes
 
     def cache_bytes(self, seq_len: int, value_bytes: float = 2) -> int:
         """Bytes kept for one sequence of `seq_len` tokens, over all layers: keys and values, latents, states."""
@@ -194,7 +231,13 @@ class Decoder(Part):
 
 def _heads(mixer: Mixer) -> tuple[int | None, int | None]:
     """Heads of a mixer, and how wide is what a rotary position turns of one; None where it has no such thing."""
-    width = mixer.d_head if isinstance(mixer, Attention) else mixer.rope_dim if isinstance(mixer, MLA) else None
+    width = None
+    if isinstance(mixer, Attention | InfiniAttention):
+        width = mixer.d_head
+    elif isinstance(mixer, MLA):
+        width = mixer.rope_dim
+    elif isinstance(mixer, LinearAttention) and mixer.decay_rank is None:
+        width = mixer.d_key
     return getattr(mixer, "n_heads", None), width
 
 

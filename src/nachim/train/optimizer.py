@@ -14,6 +14,9 @@ from nachim.spec import AdamW, Decoder, Muon, UserError
 from nachim.spec.parametrisation import Multipliers
 from nachim.train.muon import MuonOptimizer
 
+BLOCKS = ("blocks.", "mtp.")
+"""How the names of weights begin that stand between embedding and head."""
+
 
 class Together:
     """Optimizers that share a model's parameters between them, seen as one.
@@ -69,7 +72,7 @@ def _(part: AdamW, weights: Mapping[str, Tensor], model: Decoder) -> Together:
 
 @build_optimizer.register
 def _(part: Muon, weights: Mapping[str, Tensor], model: Decoder) -> Together:
-    matrices = {name: w for name, w in weights.items() if name.startswith("blocks.") and is_matrix(name, w)}
+    matrices = {name: w for name, w in weights.items() if name.startswith(BLOCKS) and is_matrix(name, w)}
     rest = {name: w for name, w in weights.items() if name not in matrices}
     own = model.parametrisation.muon(model.d_model)
     muon = MuonOptimizer(list(matrices.values()), part.lr, part.momentum, part.weight_decay * own.weight_decay)
