@@ -22,7 +22,6 @@ from nachim.spec import (
     NTKAware,
     Pattern,
     RoPE,
-    Scaling,
     Sinusoidal,
     UserError,
     YaRN,
@@ -82,7 +81,7 @@ def test_yarn_keeps_fast_pairs_interpolates_slow_ones_and_falls_from_one_to_the_
 
 
 def test_factors_on_cosines_and_on_the_scores_of_latent_attention():
-    assert Interpolated(factor=4.0).magnitude == Llama3Scaling().magnitude == Scaling().magnitude == 1
+    assert Interpolated(factor=4.0).magnitude == Llama3Scaling(factor=8.0).magnitude == 1
     assert YaRN(factor=4.0, original=8).magnitude == pytest.approx(0.1 * math.log(4) + 1)
     assert YaRN(factor=4.0, original=8, attention_factor=1.3).magnitude == 1.3
     deepseek = YaRN(factor=40.0, original=4096, mscale=0.707, mscale_all_dim=1.0)
@@ -111,7 +110,7 @@ def test_factors_on_cosines_and_on_the_scores_of_latent_attention():
         (lambda: DynamicNTK(factor=2.0, original=0), "DynamicNTK.original is 0; it must be above 0"),
         (lambda: YaRN(factor=2.0, original=8, beta_fast=1, beta_slow=4), "YaRN.beta_fast is 1.0; it must be at least"),
         (lambda: YaRN(factor=2.0, original=8, attention_factor=0), "YaRN.attention_factor is 0.0; it must be above 0"),
-        (lambda: Llama3Scaling(low=4.0), "Llama3Scaling.high is 4.0; it must be above low=4.0"),
+        (lambda: Llama3Scaling(factor=8.0, low=4.0), "Llama3Scaling.high is 4.0; it must be above low=4.0"),
         (lambda: LongRoPE(short=(1.0,), long=(), factor=2.0, original=8), "LongRoPE.long has 0 divisors, short has 1"),
         (lambda: LongRoPE(short=(), long=(), factor=2.0, original=8), "LongRoPE.short and long need divisors above 0"),
         (lambda: LongRoPE(short=(1.0,), long=(0.0,), factor=2.0, original=8), "and long need divisors above 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,14 @@ Frequencies = Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaling(Part):
-    """Base of how rotary frequencies change, so that a model reads contexts longer than those it was trained on."""
+class Scaling(Part, ABC):
+    """Base of how rotary frequencies change, to read contexts `factor` times as long as those trained on."""
+
+    factor: float
+
+    def check(self) -> None:
+        if not self.factor >= 1:
+            self.refuse("factor", f"is {self.factor}; it must be at least 1, which leaves the context as it is")
 
     @property
     def until(self) -> int | None:
@@ -28,31 +35,21 @@ class Scaling(Part):
 
     @property
     def latent_score(self) -> float:
-        """Factor on the scores of latent attention beside 1/sqrt(width of a key)."""
+        """The `score_factor` of an `MLA` that turns by these frequencies, as DeepSeek has it."""
         return 1.0
 
+    @abstractmethod
     def stretched(self, plain: Frequencies, theta: float, length: int) -> list[float]:
         """The `plain` frequencies, of base `theta`, as they are in a context of `length` tokens."""
-        return list(plain)
 
     def misfit(self, pairs: int) -> str | None:
         """Why it cannot serve a mixer `pairs` pairs of whose heads turn; None where it can."""
         return None
 
-    def require_stretch(self, name: str = "factor") -> None:
-        """Refuse a factor that would make the context shorter."""
-        if not getattr(self, name) >= 1:
-            self.refuse(name, f"is {getattr(self, name)!r}; it must be at least 1, which leaves the context as it is")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Interpolated(Scaling):
     """Position interpolation: positions divided by `factor` (arXiv 2306.15595, eq. 4; "linear" in Hugging Face)."""
-
-    factor: float
-
-    def check(self) -> None:
-        self.require_stretch()
 
     def stretched(self, plain: Frequencies, theta: float, length: int) -> list[float]:
         return [frequency / self.factor for frequency in plain]
@@ -65,11 +62,6 @@ class NTKAware(Scaling):
     theta is multiplied by factor^(d / (d - 2)), d being the channels that turn.
     """
 
-    factor: float
-
-    def check(self) -> None:
-        self.require_stretch()
-
     def stretched(self, plain: Frequencies, theta: float, length: int) -> list[float]:
         return rebased(plain, self.factor)
 
@@ -79,14 +71,13 @@ class DynamicNTK(Scaling):
     """`NTKAware` whose factor grows with the context, from 1 at `original` tokens (arXiv 2309.00071, sec. 3.3).
 
     At `length` tokens it is factor * length / original - (factor - 1), as in Hugging Face ("dynamic"). Keys in a cache
-    stay as they were turned: what is written token by token then differs a little from what is read at once.
+    stay as they were turned: beyond `original` what is written token by token is not what is read at once.
     """
 
-    factor: float
     original: int
 
     def check(self) -> None:
-        self.require_stretch()
+        super().check()
         self.require_positive("original")
 
     @property
@@ -105,11 +96,10 @@ class YaRN(Scaling):
     A pair stays that turns more than `beta_fast` times within the `original` context, is slowed down by `factor` where
     it turns less than `beta_slow` times, and lies on a line between them; `truncate` rounds the line's ends to whole
     pairs. Cosines and sines are multiplied by `attention_factor`: unless given, 0.1 ln(factor) + 1, or with `mscale`
-    and `mscale_all_dim`, as DeepSeek-V2 has it, the ratio of 0.1 m ln(factor) + 1 for each; latent attention then has
-    the square of the second on its scores.
+    and `mscale_all_dim`, as DeepSeek-V2 has it, the ratio of 0.1 m ln(factor) + 1 for each; the square of the second
+    is then the `score_factor` of its `MLA`.
     """
 
-    factor: float
     original: int
     beta_fast: float = 32.0
     beta_slow: float = 1.0
@@ -119,7 +109,7 @@ class YaRN(Scaling):
     truncate: bool = True
 
     def check(self) -> None:
-        self.require_stretch()
+        super().check()
         self.require_positive("original", "beta_fast", "beta_slow")
         if self.beta_fast < self.beta_slow:
             self.refuse("beta_fast", f"is {self.beta_fast}; it must be at least beta_slow={self.beta_slow}")
@@ -163,13 +153,12 @@ class Llama3Scaling(Scaling):
     it turns less than `low` times.
     """
 
-    factor: float = 8.0
     low: float = 1.0
     high: float = 4.0
     original: int = 8192
 
     def check(self) -> None:
-        self.require_stretch()
+        super().check()
         self.require_positive("low", "original")
         if not self.high > self.low:
             self.refuse("high", f"is {self.high}; it must be above low={self.low}")
@@ -185,22 +174,20 @@ class Llama3Scaling(Scaling):
 
 @dataclass(frozen=True, kw_only=True)
 class LongRoPE(Scaling):
-    """Each pair has a divisor of its own, found by search: `short` up to `original` tokens, `long` beyond
-    (arXiv 2402.13753; Phi-3, arXiv 2404.14219).
+    """Each pair has a divisor of its own, found by search (arXiv 2402.13753; Phi-3, arXiv 2404.14219).
 
-    Cosines and sines are multiplied by `attention_factor`: unless given, sqrt(1 + ln(factor) / ln(original)), with
-    `factor` the longest context over the original. Keys in a cache stay as they were turned: whoever goes on beyond
-    `original` reads the whole sequence again.
+    They are `short` in contexts up to `original` tokens, `long` beyond. Cosines and sines are multiplied by
+    `attention_factor`: unless given, sqrt(1 + ln(factor) / ln(original)), with `factor` the longest context over the
+    original. Keys in a cache stay as they were turned: whoever goes on beyond `original` must read all tokens again.
     """
 
     short: tuple[float, ...]
     long: tuple[float, ...]
-    factor: float
     original: int
     attention_factor: float | None = None
 
     def check(self) -> None:
-        self.require_stretch()
+        super().check()
         if self.original < 2:
             self.refuse("original", f"is {self.original}; it must be at least 2 tokens")
         if len(self.short) != len(self.long):
