@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 import nachim
 from nachim.model import DecoderModule
 from nachim.model.cache import documents_of
-from nachim.model.hf import config_for, open_checkpoint, write_checkpoint
+from nachim.model.hf import config_for, open_checkpoint, read_config, write_checkpoint
+from nachim.model.hf.checkpoint import shapes, write_each
 from nachim.model.hf.source import Source, save
+from nachim.spec import Decoder
 
 SMALL = {
     "vocab_size": 40,
@@ -34,11 +39,11 @@ PACKED = (5, 3, 4)
 """Lengths of the documents in a packed sequence."""
 
 
-def reference(config: PretrainedConfig, seed: int = 0) -> nn.Module:
-    """transformers' model of `config`, fp32, eager attention, with all weights away from their beginnings."""
+def reference(config: PretrainedConfig, attention: str = "eager", seed: int = 0) -> nn.Module:
+    """transformers' model of `config`, fp32, with all weights away from their beginnings."""
     torch.manual_seed(seed)
-    config._attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    config._attn_implementation = attention
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -48,9 +53,9 @@ def reference(config: PretrainedConfig, seed: int = 0) -> nn.Module:
     return model
 
 
-def hold(config: PretrainedConfig, folder: Path, **only: bool) -> DecoderModule:
+def hold(config: PretrainedConfig, folder: Path, attention: str = "eager") -> DecoderModule:
     """Save transformers' model of `config`, open it here, and hold the two against each other in every way."""
-    model = reference(config)
+    model = reference(config, attention)
     model.save_pretrained(folder / "theirs")
     ours = nachim.load(folder / "theirs")
     hold_logits(model, ours, config.vocab_size)
@@ -89,7 +94,7 @@ def hold_padding(theirs: nn.Module, ours: DecoderModule, ids_T: Tensor, padding:
 def padded(theirs: nn.Module, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Logits of transformers for left-padded sequences, positions counted from the first token."""
     positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
-    names = theirs.forward.__code__.co_varnames
+    names = inspect.signature(theirs.forward).parameters
     positions = {"position_ids": positions_BT} if "position_ids" in names else {}
     return theirs(ids_BT, attention_mask=mask_BT, use_cache=False, **positions).logits
 
@@ -121,10 +126,10 @@ def hold_round_trip(folder: Path, theirs: nn.Module, ours: DecoderModule) -> Non
     for name, config in (("kept", kept), ("anew", None)):
         out = folder / name
         out.mkdir()
-        family, values = config_for(ours.spec, theirs.config.max_position_embeddings, config)
+        family, values = config_for(ours.spec, getattr(theirs.config, "max_position_embeddings", 64), config)
         write_checkpoint(out, family, values, ours.spec, source)
         again, told = AutoModelForCausalLM.from_pretrained(
-            out, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
+            out, output_loading_info=True, attn_implementation=theirs.config._attn_implementation, dtype=torch.float32
         )
         assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"], told
         ids_BT = torch.arange(LENGTH)[None] % ours.spec.vocab_size
@@ -133,6 +138,23 @@ def hold_round_trip(folder: Path, theirs: nn.Module, ours: DecoderModule) -> Non
         hold_bitwise(open_checkpoint(out).weights(), source)
     hold_bitwise(load_file(folder / "kept" / "model.safetensors"), load_file(folder / "theirs" / "model.safetensors"))
     assert json.loads((folder / "kept" / "config.json").read_text()) == kept
+
+
+def hold_published(values: dict[str, Any], stored: tuple[str, str] = ("", "")) -> Decoder:
+    """A config as it stands on the Hub has the tensors of transformers' model, and says what transformers 5 writes.
+
+    `stored` is a prefix of names in transformers' module, and what stands for it in files.
+    """
+    family, config, decoder = read_config(values)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+    parameters = {re.sub(f"^{stored[0]}", stored[1], name): weight for name, weight in model.named_parameters()}
+    expected = {name: tuple(weight.shape) for name, weight in parameters.items()}
+    found = write_each(family.rules_for(decoder, config), shapes(decoder))
+    assert {name: tuple(weight.shape) for name, weight in found.items()} == expected
+    assert read_config(model.config.to_dict())[2] == decoder
+    assert not config.unknown
+    return decoder
 
 
 def hold_bitwise(found, expected) -> None:

@@ -13,6 +13,7 @@ INERT = (
     "_name_or_path",
     "architectures",
     "attention_dropout",
+    "auto_map",
     "bos_token_id",
     "chunk_size_feed_forward",
     "dtype",

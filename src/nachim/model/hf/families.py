@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from nachim.model.hf import gemma, llama, mistral, qwen, smollm3
+from nachim.model.hf import (
+    bloom,
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    mpt,
+    olmo2,
+    phi3,
+    qwen,
+    smollm3,
+)
 from nachim.model.hf.family import Family
 from nachim.spec import UserError
 from nachim.spec.error import nearest
 
-FILES = (llama, mistral, qwen, gemma, smollm3)
+FILES = (llama, mistral, qwen, gemma, smollm3, phi3, olmo2, gpt2, gpt_neox, bloom, mpt, falcon)
 FAMILIES: dict[str, Family] = {family.model_type: family for file in FILES for family in file.FAMILIES}
 """Every family by its model_type; a decoder is written in the first that can express it."""
 

@@ -9,6 +9,7 @@ from nachim.spec import DynamicNTK, Interpolated, Llama3Scaling, LongRoPE, RoPE,
 from nachim.spec.scaling import Scaling
 
 ORIGINAL = "original_max_position_embeddings"
+SHARE = "partial_rotary_factor"
 KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 
@@ -19,14 +20,18 @@ def read_rope(config: Config, d_head: int, theta: float = 10_000.0, share: float
     `theta` and `share`, that of a head's channels which turn, are the family's defaults; where `share` is None the
     family turns all.
     """
-    given = {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
-    key = "partial_rotary_factor"
-    return rope(config, given, d_head, config.get("rope_theta", theta), config.get(key, share))
+    given = {SHARE: config.get(SHARE, share), **(config.get("rope_parameters") or {})}
+    return rope(config, {**given, **(config.get("rope_scaling") or {})}, d_head, config.get("rope_theta", theta), share)
 
 
 def rope(config: Config, given: dict[str, Any], d_head: int, theta: float, share: float | None = None) -> RoPE:
-    """The rotary position that a dict of `rope_parameters` asks for, `theta` and `share` where it has none."""
-    base, turned = given.get("rope_theta", theta), given.get("partial_rotary_factor", share)
+    """The rotary position that a dict of `rope_parameters` asks for, `theta` and `share` where it has none.
+
+    Raises UserError for a share where `share` is None: transformers' families that turn all do not read it.
+    """
+    base, turned = given.get("rope_theta", theta), given.get(SHARE, share)
+    if share is None and turned not in (None, 1):
+        config.refuse(SHARE, turned, f"a {config.get('model_type')} model turns whole heads")
     dim = int(d_head * (1 if turned is None else turned))
     return RoPE(theta=base, dim=None if dim == d_head else dim, scaling=_scaling(config, given))
 
@@ -67,7 +72,7 @@ def write_rope(position: RoPE, d_head: int) -> dict[str, Any]:
 
     The share that turns is written where it is not all. Dynamic and LongRoPE scaling write the longest context too.
     """
-    share = {} if position.dim is None else {"partial_rotary_factor": position.dim / d_head}
+    share = {} if position.dim is None else {SHARE: position.dim / d_head}
     return {"rope_theta": position.theta, **share, **write_scaling(position.scaling)}
 
 
