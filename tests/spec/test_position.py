@@ -131,7 +131,7 @@ def test_factors_on_cosines_and_on_the_scores_of_latent_attention():
         ),
         (
             lambda: replace(decoder(), attention=Mamba(d_inner=8, d_state=2, dt_rank=2), position=FIRE(n_heads=8)),
-            "Decoder.attention has a mixer without heads; FIRE is a bias on the scores of heads",
+            "Decoder.attention has a mixer without scores; FIRE is a bias on those of heads: give its layers",
         ),
         (
             lambda: decoder(position=MRoPE(sections=(2, 2, 1))),

@@ -104,6 +104,14 @@ class Attention(Mixer):
     def cache_pieces(self) -> int:
         return self.n_kv_heads
 
+    @property
+    def turned(self) -> int:
+        return self.d_head
+
+    @property
+    def scored(self) -> int:
+        return self.n_heads
+
 
 @dataclass(frozen=True, kw_only=True)
 class MLA(Mixer):
@@ -190,3 +198,11 @@ class MLA(Mixer):
 
     def cache_values(self, seq_len: float) -> float:
         return (self.rank + self.rope_dim) * seq_len
+
+    @property
+    def turned(self) -> int:
+        return self.rope_dim
+
+    @property
+    def scored(self) -> int:
+        return self.n_heads

@@ -122,6 +122,16 @@ class Mixer(Layer):
         """Into how many parts tensor parallelism can cut the cache: beyond them devices hold copies."""
         return 1
 
+    @property
+    def turned(self) -> int | None:
+        """Channels of each query and key that a rotary position is given; None where it is given none."""
+        return None
+
+    @property
+    def scored(self) -> int | None:
+        """Heads whose scores a position may add a bias to; None where there are none."""
+        return None
+
     def flops_per_token(self, d_model: int, seq_len: int) -> int:
         """Training FLOP/token (three passes), the whole context included (arXiv 2401.02954, eq. 2)."""
         return 6 * self.matmul_params(d_model) + round(3 * self.mixing_flops(seq_len))

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from nachim.spec.attention import MLA, Attention
+from nachim.spec.attention import Attention
 from nachim.spec.cost import FFN, Layer, Mixer
 from nachim.spec.ffn import SwiGLU
-from nachim.spec.infini import InfiniAttention
-from nachim.spec.mixer import LinearAttention
 from nachim.spec.mtp import MTP
 from nachim.spec.norm import Norm, RMSNorm
 from nachim.spec.parametrisation import Parametrisation, Standard
@@ -76,7 +74,7 @@ class Decoder(Part):
         if isinstance(self.position, Pattern) and any(block.position.added for block in self.kinds):
             self.refuse("position", "is a pattern with a part that is added to the embedding, which serves all layers")
         for block in self.kinds:
-            why = block.position.misfit(*_heads(block.mixer))
+            why = block.position.misfit(block.mixer.scored, block.mixer.turned)
             if why:
                 self.refuse("attention", why)
 
@@ -227,18 +225,6 @@ class Decoder(Part):
         """Bytes kept for one sequence of `seq_len` tokens, over all layers: keys and values, latents, states."""
         values = sum(times * block.mixer.cache_values(block.share * seq_len) for block, times in self.kinds.items())
         return round(values * value_bytes)
-
-
-def _heads(mixer: Mixer) -> tuple[int | None, int | None]:
-    """Heads of a mixer, and how wide is what a rotary position turns of one; None where it has no such thing."""
-    width = None
-    if isinstance(mixer, Attention | InfiniAttention):
-        width = mixer.d_head
-    elif isinstance(mixer, MLA):
-        width = mixer.rope_dim
-    elif isinstance(mixer, LinearAttention) and mixer.decay_rank is None:
-        width = mixer.d_key
-    return getattr(mixer, "n_heads", None), width
 
 
 def plain(*, d_model: int, n_layers: int, d_head: int, vocab_size: int) -> Decoder:

@@ -25,9 +25,9 @@ class Position(Part):
         return 0
 
     def misfit(self, n_heads: int | None, width: int | None) -> str | None:
-        """Why it cannot serve a mixer with `n_heads` heads, `width` channels of which turn; None where it can.
+        """Why it cannot serve a mixer of which `n_heads` are scored and `width` channels turned (see `Mixer`).
 
-        Either is None in a mixer that has no such thing. The reason reads on from the mixer.
+        None where it can; else what follows "this mixer ...".
         """
         return None
 
@@ -132,7 +132,7 @@ class FIRE(Position):
 
     def misfit(self, n_heads: int | None, width: int | None) -> str | None:
         if n_heads is None:
-            return "has a mixer without heads; FIRE is a bias on the scores of heads: give its layer another position"
+            return "has a mixer without scores; FIRE is a bias on those of heads: give its layers another position"
         return None if n_heads == self.n_heads else f"has n_heads={n_heads}; FIRE.n_heads={self.n_heads} must equal it"
 
 
