@@ -250,7 +250,7 @@ def hybrid(**changes: object) -> Decoder:
         ),
         (
             lambda: hybrid(attention=Pattern(parts=(SwiGLU(d_ff=8),))),
-            "Decoder.attention has a pattern with SwiGLU(d_ff=8), which is not Mixer",
+            "Decoder.attention has a pattern with SwiGLU(d_ff=8, bias=False), which is not Mixer",
         ),
         (
             lambda: hybrid(ffn=Pattern(first=(RoPE(),), parts=(EXPERTS,))),

@@ -54,7 +54,7 @@ class DecoderModule(nn.Module):
         self.head = nn.Linear(spec.d_model, spec.vocab_size, bias=False)
         if spec.tied:
             self.head.weight = self.embedding.weight
-        self.output = spec.parametrisation.output(spec.d_model)
+        self.output = spec.parametrisation.output(spec.d_model) * spec.logit_scale
         if spec.mtp is not None:
             self.mtp = nn.ModuleList(MTPModule(spec) for _ in range(spec.mtp.depth))
         self.routers = [module for module in self.modules() if hasattr(module, "auxiliary")]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nachim.model.build import build
@@ -26,8 +26,9 @@ def load(folder: Path | str, dtype: str | None = "float32") -> DecoderModule:
     """The model in `folder`, in eval mode; called with token ids [B, T] it gives logits [B, T, V].
 
     `folder` is one of our runs (run.json and a checkpoint, the newest is taken) or a Hugging Face directory. Weights
-    are cast to `dtype`, a name that torch knows ("bfloat16"); None keeps what is stored. Raises UserError, with
-    nothing loaded, for a folder that is neither, an option not computed exactly, and tensors that do not fit.
+    are cast to `dtype`, a name that torch knows ("bfloat16"); None keeps what is stored, and what is kept beside the
+    weights always stays as it is. Raises UserError, with nothing loaded, for a folder that is neither, an option not
+    computed exactly, and tensors that do not fit.
     """
     folder, kind = Path(folder), _dtype(dtype)
     if not folder.is_dir():
@@ -38,7 +39,8 @@ def load(folder: Path | str, dtype: str | None = "float32") -> DecoderModule:
     else:
         found = open_checkpoint(folder)
         decoder, weights = found.decoder, found.weights()
-    return module_of(decoder, {name: weights[name].to(kind) for name in weights})
+    cast = {name for name, tensor in shapes(decoder).items() if isinstance(tensor, nn.Parameter)}
+    return module_of(decoder, {name: weights[name].to(kind if name in cast else None) for name in weights})
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

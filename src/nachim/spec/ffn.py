@@ -64,10 +64,22 @@ class GeGLU(Gated):
 
 @dataclass(frozen=True, kw_only=True)
 class MoE(FFN):
-    """Mixture of SwiGLU experts of width `d_ff`: a router sends each token to `active` of `experts` (arXiv 2401.04088).
+    """Mixture of SwiGLU experts of width `d_ff`: a router sends each token to `active` of `experts`; none is dropped.
 
     `shared` more experts of that width serve every token (DeepSeekMoE, arXiv 2401.06066); many narrow experts are
     the fine-grained form. `shared_gate` weighs them by a gate of their own (Qwen-MoE).
+
+    An expert's answer counts by its score: softmax over all experts, or each its own sigmoid (DeepSeek-V3,
+    arXiv 2412.19437, eq. 15). `renormalise` makes the scores of a token's experts add up to 1 (Mixtral, arXiv
+    2401.04088); None means: where they are several, for a sole expert's score must stay what it is, or its router would
+    learn nothing (Switch, arXiv 2101.03961, eq. 2). `scale` multiplies them. With `groups` of experts a token goes to
+    experts of its `top_groups` best ones only, by each group's best expert ("max", DeepSeek-V2, arXiv 2405.04434,
+    sec. 2.2.2) or the sum of its best two ("top2", DeepSeek-V3).
+
+    Three things keep the loads of experts even. `bias_step` u: a bias on each score, for the choice alone, moves by u
+    towards the mean load after every step (arXiv 2408.15664); 0 leaves it as it is. `balance_loss` is the factor of
+    an auxiliary loss (arXiv 2101.03961, eq. 4) over all tokens, or, averaged, over those of each sequence (arXiv
+    2412.19437, eq. 17). `z_loss` is that of the router's squared log-partition (arXiv 2202.08906, eq. 5).
     """
 
     d_ff: int
@@ -75,13 +87,43 @@ class MoE(FFN):
     active: int
     shared: int = 0
     shared_gate: bool = False
+    scores: Literal["softmax", "sigmoid"] = later("softmax")
+    renormalise: bool | None = later(None)
+    scale: float = later(1.0)
+    groups: int = later(1)
+    top_groups: int = later(1)
+    group_score: Literal["max", "top2"] = later("max")
+    bias_step: float | None = later(None)
+    balance_loss: float = later(0.0)
+    balance_over: Literal["batch", "sequence"] = later("batch")
+    z_loss: float = later(0.0)
 
     def check(self) -> None:
-        self.require_positive("d_ff", "experts", "active")
+        self.require_positive("d_ff", "experts", "active", "scale", "groups", "top_groups")
         if self.active > self.experts:
             self.refuse("active", f"is {self.active}; there are only experts={self.experts}")
-        if self.shared < 0:
-            self.refuse("shared", f"is {self.shared}; it must not be negative")
+        for name in ("shared", "bias_step", "balance_loss", "z_loss"):
+            if (getattr(self, name) or 0) < 0:
+                self.refuse(name, f"is {getattr(self, name)}; it must not be negative")
+        if self.shared_gate and not self.shared:
+            self.refuse("shared_gate", "is set without shared experts; set shared, or leave it out")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        size, left = divmod(self.experts, self.groups)
+        if left:
+            self.refuse("groups", f"is {self.groups}; it must divide experts={self.experts}")
+        if self.top_groups > self.groups:
+            self.refuse("top_groups", f"is {self.top_groups}; there are only groups={self.groups}")
+        if self.active > self.top_groups * size:
+            self.refuse("active", f"is {self.active}; top_groups={self.top_groups} of {size} experts hold fewer")
+        if self.group_score == "top2" and size < 2:
+            self.refuse("group_score", f"is 'top2'; groups={self.groups} leaves one expert in each")
+
+    @property
+    def renormalised(self) -> bool:
+        """Whether the scores of a token's experts are made to add up to 1."""
+        return self.active > 1 if self.renormalise is None else self.renormalise
 
     def matrices(self, d_model: int) -> tuple[Matrix, ...]:
         routed = {"count": self.experts, "used": self.active, "expert": True}

@@ -20,10 +20,12 @@ SCHEMA = pa.schema(
         "seconds": pa.float64(),
         "validation_loss": pa.float64(),
         "bpb": pa.float64(),
+        "imbalance": pa.float64(),
     }
 )
 """`step` counts steps taken, `tokens` those seen; `loss` is nat/token before the update, `seconds` of the step;
-`validation_loss` (nat/token) and `bpb` only on the steps after which they were measured."""
+`validation_loss` (nat/token) and `bpb` only on the steps after which they were measured; `imbalance`, the largest load
+of an expert over its layer's mean in the worst layer, only where there are experts."""
 
 
 class Metrics:

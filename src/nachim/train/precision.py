@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nachim.model.decoder import tensors
+
 
 class Masters:
     """The fp32 weights the optimizer owns, and their copy in the compute precision inside the model.
 
-    In fp32 they are the same tensors. In bf16 the model is cast once a step, gradients are summed in fp32.
+    In fp32 they are the same tensors. In bf16 the model is cast once a step, gradients are summed in fp32. What a
+    model keeps beside its weights (its persistent buffers) stays in the model, in its own precision.
     """
 
     def __init__(self, model: nn.Module, precision: str) -> None:
@@ -21,6 +24,7 @@ class Masters:
             model.to(torch.bfloat16)
         else:
             self.weights = list(self.compute)
+        self.buffers = {name: held for name, held in tensors(model).items() if name not in self.names}
 
     def gather_gradients(self) -> None:
         """Move the gradients of one micro-batch onto the fp32 weights, adding to what is there."""
@@ -43,12 +47,12 @@ class Masters:
         return dict(zip(self.names, self.weights, strict=True))
 
     def state(self) -> dict[str, Tensor]:
-        """The fp32 weights by name, as plain tensors to save."""
-        return {name: weight.detach() for name, weight in self.named().items()}
+        """The fp32 weights and the buffers by name, as plain tensors to save."""
+        return {name: tensor.detach() for name, tensor in (self.named() | self.buffers).items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take the fp32 weights of `state` and publish them."""
+        """Take the fp32 weights and the buffers of `state`, and publish the weights."""
         with torch.no_grad():
-            for name, weight in zip(self.names, self.weights, strict=True):
-                weight.copy_(state[name])
+            for name, tensor in (self.named() | self.buffers).items():
+                tensor.copy_(state[name])
         self.publish()

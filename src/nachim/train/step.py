@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nachim.model import DecoderModule
 from nachim.spec import Run
 from nachim.train.guard import Guard
 from nachim.train.optimizer import build_optimizer
@@ -20,11 +21,15 @@ LossFn = Callable[[nn.Module, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class StepStats:
-    """What a step was: mean loss before the update (nat/token), gradient norm before clipping, learning rate."""
+    """What a step was: mean loss before the update (nat/token), gradient norm before clipping, learning rate.
+
+    `imbalance` is the largest load of an expert over its layer's mean, in the worst layer; None without experts.
+    """
 
     loss: float
     grad_norm: float
     lr: float
+    imbalance: float | None = None
 
 
 class Stepper:
@@ -57,4 +62,5 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.masters.publish()
-        return StepStats(loss, norm, lr)
+        told = self.model.after_step() if isinstance(self.model, DecoderModule) else {}
+        return StepStats(loss, norm, lr, **told)

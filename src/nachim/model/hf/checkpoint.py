@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 
 from nachim.model.build import build
+from nachim.model.decoder import tensors
 from nachim.model.hf.config import Config
 from nachim.model.hf.families import FAMILIES, family_of
 from nachim.model.hf.family import Family
 from nachim.model.hf.rules import Rule
 from nachim.model.hf.source import Source, check, tensors_in, write_tensors
-from nachim.spec import Decoder, Pattern, UserError, diff
+from nachim.spec import Decoder, MoE, Pattern, UserError, diff
 from nachim.spec.disk import read_json, write_text
 
 CONFIG = "config.json"
+ORIGIN = "huggingface"
+"""The folder, inside one of our runs, of the config and files that an imported model came with."""
 CARRIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -65,9 +68,9 @@ class Checkpoint:
 
 
 def shapes(decoder: Decoder) -> dict[str, Tensor]:
-    """The parameters of a decoder as tensors without content, on the meta device; a tied table once."""
+    """The tensors of a decoder without content, on the meta device; a tied table once."""
     with torch.device("meta"):
-        return dict(build(decoder, decoder.d_model).named_parameters())
+        return tensors(build(decoder, decoder.d_model))
 
 
 def write_each(rules: Sequence[Rule], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -75,10 +78,11 @@ def write_each(rules: Sequence[Rule], ours: Mapping[str, Tensor]) -> dict[str, T
     named = [name for one in rules for name in one.ours]
     if left := sorted(set(ours) ^ set(named)):
         raise UserError(f"the family has no place for {', '.join(left[:4])}")
-    return {name: tensor for one in rules for name, tensor in _theirs(one, ours).items()}
+    return {name: tensor for one in rules for name, tensor in theirs_of(one, ours).items()}
 
 
-def _theirs(one: Rule, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def theirs_of(one: Rule, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one rule under their names."""
     return dict(zip(one.theirs, one.transform.write(tuple(ours[name] for name in one.ours)), strict=True))
 
 
@@ -174,19 +178,29 @@ def kinds(decoder: Decoder) -> str:
 
 
 def unrolled(decoder: Decoder) -> Decoder:
-    """The same decoder with every pattern written as the parts of all layers, or as one part where all are equal."""
+    """The same decoder with every pattern written as the parts of all layers, or as one part where all are equal.
+
+    What matters to the training of experts alone, which no config says of all families, is as in a new import.
+    """
 
     def over(parts: Sequence[Any]) -> Any:
         return parts[0] if all(part == parts[0] for part in parts) else Pattern(parts=tuple(parts))
 
     blocks = decoder.blocks
-    ffn = [block.ffn for block in blocks]
+    ffn = [untrained(block.ffn) if isinstance(block.ffn, MoE) else block.ffn for block in blocks]
     return replace(
         decoder,
         attention=over([block.mixer for block in blocks]),
         ffn=None if decoder.ffn is None else over(ffn),
         position=over([block.position for block in blocks]),
     )
+
+
+def untrained(part: MoE) -> MoE:
+    """The same experts for who only reads and writes: without what keeps loads even in training."""
+    fixed = None if part.bias_step is None else 0.0
+    even = {"bias_step": fixed, "balance_loss": 0.0, "balance_over": "batch", "z_loss": 0.0}
+    return replace(part, renormalise=part.renormalised, **even)
 
 
 def write_checkpoint(
@@ -200,6 +214,6 @@ def write_checkpoint(
     pieces = []
     for one in rules:
         size = sum(source.nbytes(name) for name in one.ours)
-        pieces.append((size, lambda one=one: _theirs(one, source)))
+        pieces.append((size, lambda one=one: theirs_of(one, source)))
     write_tensors(out, pieces, **({} if shard_bytes is None else {"shard_bytes": shard_bytes}))
     write_text(out / CONFIG, json.dumps(values, indent=2, sort_keys=True) + "\n")
