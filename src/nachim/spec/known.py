@@ -234,7 +234,7 @@ def _mamba() -> dict[str, Known]:
             vocab_size=50_288,
             d_model=d_model,
             n_layers=depth,
-            attention=Mamba2(n_heads=2 * d_model // 64),
+            attention=Mamba2(n_heads=2 * d_model // 64, chunk=256),
             ffn=None,
             norm=RMSNorm(eps=1e-5),
             position=NoPosition(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nachim.spec.cost import Matrix, Mixer, Saved
+from nachim.spec.part import later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +13,7 @@ class Mamba(Mixer):
     """Selective state space (arXiv 2312.00752): each of `expand * d_model` channels keeps `d_state` values.
 
     `dt_rank` values give the step sizes; a convolution of `d_conv` tokens comes first. `inner_norm` normalises step
-    sizes, inputs and outputs of the state, as Jamba does (arXiv 2403.19887).
+    sizes, inputs and outputs of the state, as Jamba does (arXiv 2403.19887), with `eps` in the root.
     """
 
     d_inner: int
@@ -20,9 +21,10 @@ class Mamba(Mixer):
     dt_rank: int
     d_conv: int = 4
     inner_norm: bool = False
+    eps: float = later(1e-6)
 
     def check(self) -> None:
-        self.require_positive("d_inner", "d_state", "dt_rank", "d_conv")
+        self.require_positive("d_inner", "d_state", "dt_rank", "d_conv", "eps")
 
     def matrices(self, d_model: int) -> tuple[Matrix, ...]:
         return (
@@ -48,7 +50,8 @@ class Mamba(Mixer):
         return self.d_inner * (2 * self.d_conv + 6 * self.d_state)
 
     def cache_values(self, seq_len: float) -> float:
-        return self.d_inner * (self.d_state + self.d_conv)
+        """The state, and the tokens that the next one's convolution still meets."""
+        return self.d_inner * (self.d_state + self.d_conv - 1)
 
     @property
     def cache_pieces(self) -> int:
@@ -61,7 +64,7 @@ class Mamba2(Mixer):
 
     A channel keeps `d_state` values; their inputs and readouts are shared by the heads of one of `n_groups`. Training
     works on chunks of `chunk` tokens: attention inside a chunk, the state between chunks (sec. 6); decoding is the
-    recurrence.
+    recurrence. The gated output is normalised in each group, with `eps` in the root.
     """
 
     n_heads: int
@@ -69,10 +72,11 @@ class Mamba2(Mixer):
     d_state: int = 128
     n_groups: int = 1
     d_conv: int = 4
-    chunk: int = 256
+    chunk: int = 64
+    eps: float = later(1e-5)
 
     def check(self) -> None:
-        self.require_positive("n_heads", "d_head", "d_state", "n_groups", "d_conv", "chunk")
+        self.require_positive("n_heads", "d_head", "d_state", "n_groups", "d_conv", "chunk", "eps")
         if self.n_heads % self.n_groups:
             self.refuse("n_groups", f"is {self.n_groups}; it must divide n_heads={self.n_heads}")
 
@@ -120,7 +124,8 @@ class Mamba2(Mixer):
         return 2 * self.d_conv * (self.d_inner + self.shared) + 4 * self.d_state * self.d_inner
 
     def cache_values(self, seq_len: float) -> float:
-        return self.d_inner * self.d_state + self.d_conv * (self.d_inner + self.shared)
+        """The states, and the tokens that the next one's convolution still meets."""
+        return self.d_inner * self.d_state + (self.d_conv - 1) * (self.d_inner + self.shared)
 
     @property
     def cache_pieces(self) -> int:
@@ -131,9 +136,10 @@ class Mamba2(Mixer):
 class LinearAttention(Mixer):
     """Attention without softmax: a head keeps the sum of key-value products, `d_key` x `d_value` (arXiv 2006.16236).
 
-    Heads forget at a fixed rate (RetNet, arXiv 2307.08621), or at one that the token sets through `decay_rank` values
-    (GLA, arXiv 2312.06635); `gate` multiplies the output by a gate of its own projection. Training works on chunks of
-    `chunk` tokens, decoding is the recurrence.
+    Heads forget at a fixed rate and turn queries and keys by position (RetNet, arXiv 2307.08621), or each of their
+    channels forgets at a rate that the token sets through `decay_rank` values, and nothing turns (GLA, arXiv
+    2312.06635). Each head is normalised; `gate` then multiplies it by a gate of its own projection. Training works on
+    chunks of `chunk` tokens, of which the last is filled up; decoding is the recurrence.
     """
 
     n_heads: int
@@ -141,7 +147,7 @@ class LinearAttention(Mixer):
     d_value: int
     gate: bool = True
     decay_rank: int | None = None
-    chunk: int = 256
+    chunk: int = 64
 
     def check(self) -> None:
         self.require_positive("n_heads", "d_key", "d_value", "chunk")
@@ -187,3 +193,8 @@ class LinearAttention(Mixer):
     @property
     def cache_pieces(self) -> int:
         return self.n_heads
+
+    @property
+    def turned(self) -> int | None:
+        """Heads that forget by themselves read no positions."""
+        return self.d_key if self.decay_rank is None else None
