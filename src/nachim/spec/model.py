@@ -42,11 +42,11 @@ class Decoder(Part):
 
     A `Pattern` gives layers different parts; without `ffn` a block is its mixer alone, as in Mamba. `residual` says how
     sublayers meet the stream. Embedded tokens are multiplied by `embedding_scale` (Gemma) and, with `embedding_norm`,
-    normalised (BLOOM); `logit_cap` bounds the logits, cap * tanh(logits / cap) (Gemma-2). `parametrisation` says how
-    initial weights, factors of the forward pass and the optimizer's values for each weight follow the shape; it costs
-    nothing. `mtp` trains it to predict further tokens too. Counts follow the house's vocabulary: `flops_per_token` (M)
-    leaves the head out, `head_flops_per_token` is the head. What `mtp` adds is in the parameters and in both, and not
-    in what reading and writing text costs.
+    normalised (BLOOM). Logits are multiplied by `logit_scale` (Command R); `logit_cap` then bounds them,
+    cap * tanh(logits / cap) (Gemma-2). `parametrisation` says how initial weights, factors of the forward pass and the
+    optimizer's values for each weight follow the shape; it costs nothing. `mtp` trains it to predict further tokens
+    too. Counts follow the house's vocabulary: `flops_per_token` (M) leaves the head out, `head_flops_per_token` is the
+    head. What `mtp` adds is in the parameters and in both, and not in what reading and writing text costs.
     """
 
     RETIRED: ClassVar[Mapping[str, object]] = {"sandwich": False}
@@ -62,13 +62,14 @@ class Decoder(Part):
     residual: Residual = later(PreNorm())
     embedding_scale: float = later(1.0)
     embedding_norm: bool = later(False)
+    logit_scale: float = later(1.0)
     logit_cap: float | None = later(None)
     depth: MixtureOfDepths | None = None
     parametrisation: Parametrisation = later(Standard())
     mtp: MTP | None = later(None)
 
     def check(self) -> None:
-        self.require_positive("vocab_size", "d_model", "n_layers", "embedding_scale")
+        self.require_positive("vocab_size", "d_model", "n_layers", "embedding_scale", "logit_scale")
         if self.logit_cap is not None:
             self.require_positive("logit_cap")
         if isinstance(self.position, Pattern) and any(block.position.added for block in self.kinds):

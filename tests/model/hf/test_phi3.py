@@ -19,7 +19,12 @@ CONFIGS = {
         **BASE, num_key_value_heads=2, head_dim=12, sliding_window=4, rms_norm_eps=1e-3
     ),
     "partly rotary, tied": Phi3Config(
-        **BASE, num_key_value_heads=1, tie_word_embeddings=True, partial_rotary_factor=0.5, rope_theta=500.0
+        **BASE,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        partial_rotary_factor=0.5,
+        rope_theta=500.0,
+        sliding_window=4,
     ),
     "longrope": Phi3Config(
         **{**BASE, "max_position_embeddings": 256}, original_max_position_embeddings=64, rope_parameters=STRETCHED

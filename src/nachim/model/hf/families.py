@@ -6,6 +6,7 @@ from typing import Any
 
 from nachim.model.hf import (
     bloom,
+    cohere,
     falcon,
     gemma,
     gpt2,
@@ -17,12 +18,30 @@ from nachim.model.hf import (
     phi3,
     qwen,
     smollm3,
+    stablelm,
+    starcoder2,
 )
 from nachim.model.hf.family import Family
 from nachim.spec import UserError
 from nachim.spec.error import nearest
 
-FILES = (llama, mistral, qwen, gemma, smollm3, phi3, olmo2, gpt2, gpt_neox, bloom, mpt, falcon)
+FILES = (
+    llama,
+    mistral,
+    qwen,
+    gemma,
+    smollm3,
+    phi3,
+    olmo2,
+    gpt2,
+    gpt_neox,
+    bloom,
+    mpt,
+    falcon,
+    stablelm,
+    starcoder2,
+    cohere,
+)
 FAMILIES: dict[str, Family] = {family.model_type: family for file in FILES for family in file.FAMILIES}
 """Every family by its model_type; a decoder is written in the first that can express it."""
 

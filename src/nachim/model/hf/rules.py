@@ -25,11 +25,6 @@ class Transform:
         """This one and, reading, `last` after it."""
         return Transform(lambda x: last.read(self.read(x)), lambda x: self.write(last.write(x)))
 
-    @property
-    def inverse(self) -> Transform:
-        """The map with its directions exchanged."""
-        return Transform(self.write, self.read)
-
 
 KEEP = Transform(lambda x: x, lambda x: x)
 """Tensors as they are."""
@@ -66,6 +61,15 @@ def groups(size: int, inner: Transform, outer: int = 1) -> Transform:
         return lambda x: tuple(y for i in range(0, len(x), length) for y in change(x[i : i + length]))
 
     return Transform(over(size, inner.read), over(outer, inner.write))
+
+
+def first(count: int, inner: Transform) -> Transform:
+    """`inner` for the first `count` tensors; the others stay as they are."""
+
+    def over(change: Callable[[Tensors], Tensors]) -> Callable[[Tensors], Tensors]:
+        return lambda x: (*change(x[:count]), *x[count:])
+
+    return Transform(over(inner.read), over(inner.write))
 
 
 def shaped(theirs: Sequence[int], ours: Sequence[int]) -> Transform:
