@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 import nachim
 from nachim.model import DecoderModule
 from nachim.model.cache import documents_of
+from nachim.model.decoder import tensors
 from nachim.model.hf import config_for, open_checkpoint, read_config, write_checkpoint
 from nachim.model.hf.checkpoint import shapes, write_each
 from nachim.model.hf.source import Source, save
@@ -50,6 +51,10 @@ def reference(config: PretrainedConfig, attention: str = "eager", seed: int = 0)
                 weight.normal_(std=1.5 * weight.shape[-1] ** -0.5)
             else:
                 weight.add_(torch.randn_like(weight) * 0.3)
+        learned = model.state_dict()
+        for name, held in model.named_buffers():
+            if name in learned:
+                held.add_(torch.randn_like(held) * 0.3)
     return model
 
 
@@ -121,7 +126,7 @@ def close(what: str, found: Tensor, expected: Tensor) -> None:
 def hold_round_trip(folder: Path, theirs: nn.Module, ours: DecoderModule) -> None:
     """Export what was loaded, with and without the config it came with; both open in transformers and are the same."""
     kept = json.loads((folder / "theirs" / "config.json").read_text())
-    save({name: weight.detach() for name, weight in ours.named_parameters()}, folder / "ours.safetensors")
+    save({name: weight.detach() for name, weight in tensors(ours).items()}, folder / "ours.safetensors")
     source = Source([folder / "ours.safetensors"])
     for name, config in (("kept", kept), ("anew", None)):
         out = folder / name

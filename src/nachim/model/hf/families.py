@@ -7,6 +7,7 @@ from typing import Any
 from nachim.model.hf import (
     bloom,
     cohere,
+    deepseek,
     falcon,
     gemma,
     gpt2,
@@ -41,6 +42,7 @@ FILES = (
     stablelm,
     starcoder2,
     cohere,
+    deepseek,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for file in FILES for family in file.FAMILIES}
 """Every family by its model_type; a decoder is written in the first that can express it."""
