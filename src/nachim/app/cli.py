@@ -24,6 +24,9 @@ VERBS = {
     "compare": "nachim.app.compare:compare",
     "tasks": "nachim.app.tasks:tasks",
     "train": "nachim.app.train:train",
+    "import": "nachim.app.import_:import_",
+    "export": "nachim.app.export:export",
+    "data": "nachim.app.data:data",
     "report": "nachim.app.report:report",
 }
 """Where each verb's function stands. Only that of the verb asked for is imported: a plan must not wait for plotly."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nachim.data.pack import Batches
 from nachim.data.prepare import prepare
+from nachim.data.prepared import TOKENIZER, Prepared
 from nachim.evaluate.bpb import Windows, measure
 from nachim.lab.ladder import Chain, name_of
 from nachim.model import build
@@ -53,7 +54,9 @@ def carry_out(run: Run, out: Path, place: Place, on_step: OnStep, share: Share =
     if (out / "result.json").exists():
         return result_of(out)
     settle(place)
-    batches = Batches(prepare(run.data, place.cache), run.data)
+    prepared = prepare(run.data, place.cache)
+    batches = Batches(prepared, run.data)
+    keep_tokenizer(prepared, out)
     model = build(run.model, run.model.d_model)
     initialise(model, run.train.seed)
     ids = batches.validation(run.validation.tokens)
@@ -66,6 +69,12 @@ def carry_out(run: Run, out: Path, place: Place, on_step: OnStep, share: Share =
         on_step=lambda step, loss: on_step(run, step, loss),
     )
     return train(run, model, batches.batch, next_token_loss, lambda model: measure(model, windows), out, stage)
+
+
+def keep_tokenizer(prepared: Prepared, out: Path) -> None:
+    """Put the tokenizer of the run in `out` beside it: whoever exports the run needs nothing but its folder."""
+    if not (out / TOKENIZER).exists():
+        write_text(out / TOKENIZER, (prepared.folder / TOKENIZER).read_text(encoding="utf-8"))
 
 
 def carry_out_chain(chain: Chain, root: Path, place: Place, on_step: OnStep) -> None:

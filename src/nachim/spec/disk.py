@@ -8,6 +8,7 @@ import fcntl
 import glob
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,26 @@ def replacing(path: Path | str) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it becomes `path` when the block ends without an error.
+
+    Raises UserError where `path` is a file or a folder that is not empty, and when the disk is full or not writable.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} is there already: remove it, or choose another folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with full_disk_is_an_error(path):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had this number
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _clear_up(path: Path) -> None:

@@ -42,7 +42,7 @@ CARRIED = (
 
 
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-"""Said in a new config, for where nothing is said a family's own numbers are taken, which may be beyond a vocabulary."""
+"""Said in a new config: unsaid, a family's own numbers would be taken, which may be beyond the vocabulary."""
 
 
 @dataclass(frozen=True, eq=False)

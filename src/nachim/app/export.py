@@ -1,0 +1,143 @@
+"""The verb `nachim export`: a run folder of ours as a Hugging Face checkpoint, or as a GGUF file for llama.cpp."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from nachim.data.prepared import TOKENIZER
+from nachim.data.tokenize import EOT, EOT_ID
+from nachim.spec import Decoder, Learned, Part, Run, UserError
+from nachim.spec.disk import new_folder, read_json, write_text
+
+if TYPE_CHECKING:
+    from nachim.model.hf import Family
+
+GGUF, TOLD = "model.gguf", "tokenizer_config.json"
+NO_TOKENIZER = "no_vocab"
+"""What llama.cpp calls a file without a tokenizer."""
+CONTEXT = 2048
+"""The longest context that is written for a decoder which was neither trained here nor came with one."""
+
+
+def export(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
+    to: Literal["hf", "gguf"] = "hf",
+    json: bool = False,
+) -> int:
+    """Write the newest weights of a run for others: transformers and vLLM (hf), or llama.cpp (gguf).
+
+    The decoder is written in the first family that has all its parts; where none has, nothing is written and the part
+    in the way is named. Weights keep their precision. What `nachim import` read is given back as it was: the same
+    tensors, the same config and tokenizer.
+
+    Example: nachim export runs/first exported && nachim import exported --out runs/again
+
+    Args:
+        run: The folder of a run, trained here or imported.
+        out: The folder to write; it must be new or empty.
+        to: The format. GGUF needs the `gguf` extra.
+        json: Print one JSON object instead of sentences.
+    """
+    summary = exported(run, out) if to == "hf" else exported_gguf(run, out)
+    print(jsonlib.dumps(summary) if json else "\n".join(_sentences(summary)))
+    return 0
+
+
+def exported(run: Path, out: Path) -> dict[str, Any]:
+    """Write `run` as a Hugging Face checkpoint; what was written, as plain JSON values."""
+    from nachim.model.hf import write_checkpoint
+    from nachim.model.load import open_run
+
+    decoder, source = open_run(run)
+    family, config = config_of(run, decoder)
+    with new_folder(out) as folder:
+        write_checkpoint(folder, family, config, decoder, source)
+        carried = carry_tokenizer(run, folder)
+    return {"out": str(out), "model_type": family.model_type, "params_total": decoder.params_total, "carried": carried}
+
+
+def exported_gguf(run: Path, out: Path) -> dict[str, Any]:
+    """Write `run` as `model.gguf`; what was written, as plain JSON values."""
+    try:
+        from nachim.model.hf.gguf import arch_of, write_gguf
+    except ImportError as error:
+        raise UserError("GGUF files are written by the package gguf: install nachim[gguf]") from error
+    from nachim.model.load import open_run
+
+    decoder, source = open_run(run)
+    family, config = config_of(run, decoder)
+    context = config.get("max_position_embeddings") or config.get("n_positions") or CONTEXT
+    arch = arch_of(family.model_type, decoder, context)
+    tokens = tokens_of(run, config, decoder.vocab_size)
+    with new_folder(out) as folder:
+        write_gguf(folder / GGUF, arch, decoder, source, context, tokens)
+    told = [TOKENIZER] if tokens["tokenizer_model"] != NO_TOKENIZER else []
+    return {
+        "out": str(out / GGUF),
+        "model_type": family.model_type,
+        "params_total": decoder.params_total,
+        "carried": told,
+    }
+
+
+def tokens_of(run: Path, config: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """What a GGUF file says of a run's tokenizer, and its chat template."""
+    from nachim.model.hf.checkpoint import ORIGIN
+    from nachim.model.hf.gguf_tokens import token_facts
+
+    folder = run / ORIGIN if (run / ORIGIN).is_dir() else run
+    path = folder / TOKENIZER
+    found = token_facts(read_json(path), config, vocab_size) if path.is_file() else None
+    if found is None:
+        return {"tokenizer_model": NO_TOKENIZER}
+    template = folder / "chat_template.jinja"
+    told = read_json(folder / TOLD) if (folder / TOLD).is_file() else {}
+    chat = template.read_text(encoding="utf-8") if template.is_file() else told.get("chat_template")
+    return found if chat is None else {**found, "chat_template": chat}
+
+
+def config_of(run: Path, decoder: Decoder) -> tuple[Family, dict[str, Any]]:
+    """The family of a run's decoder, and its config: the one it was imported with where that still holds."""
+    from nachim.model.hf import config_for
+    from nachim.model.hf.checkpoint import CONFIG, ORIGIN
+    from nachim.model.load import RUN
+
+    if (run / ORIGIN / CONFIG).is_file():
+        kept = read_json(run / ORIGIN / CONFIG)
+        return config_for(decoder, context_of(decoder, kept), kept)
+    part = Part.load(run / RUN)
+    context = part.data.seq_len if isinstance(part, Run) else context_of(decoder, {})
+    family, config = config_for(decoder, context)
+    return family, {**config, "bos_token_id": EOT_ID, "eos_token_id": EOT_ID}
+
+
+def context_of(decoder: Decoder, config: dict[str, Any]) -> int:
+    """The longest context of a decoder, by its table of positions or by a config."""
+    tables = [block.position.length for block in decoder.kinds if isinstance(block.position, Learned)]
+    return min([*tables, config.get("max_position_embeddings", CONTEXT)])
+
+
+def carry_tokenizer(run: Path, folder: Path) -> list[str]:
+    """Write the tokenizer and what else came with an imported run, or the tokenizer of one trained here; the names."""
+    from nachim.model.hf.checkpoint import ORIGIN, carry
+
+    if (run / ORIGIN).is_dir():
+        return carry(run / ORIGIN, folder)
+    if not (run / TOKENIZER).is_file():
+        return []
+    shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOT, "eos_token": EOT}
+    write_text(folder / TOLD, jsonlib.dumps(told, indent=2) + "\n")
+    return [TOKENIZER, TOLD]
+
+
+def _sentences(summary: dict[str, Any]) -> list[str]:
+    carried = ", ".join(summary["carried"]) or "none, for the run has none of a kind that can be written"
+    lines = [f"{summary['out']}: {summary['model_type']}, {summary['params_total']:,} parameters"]
+    return [*lines, f"tokenizer and other files: {carried}"]

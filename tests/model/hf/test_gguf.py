@@ -1,0 +1,185 @@
+"""GGUF files, read back by the format's own reader."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
+from torch import Tensor
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from nachim.model.hf import read_config
+from nachim.model.hf.checkpoint import shapes
+from nachim.model.hf.gguf import ARCHS, arch_of, rules_for, write_gguf
+from nachim.model.hf.source import Source, save
+from nachim.spec import Decoder, UserError
+from tests.model.hf.parity import SMALL
+from tests.model.hf.test_llama import LLAMA3
+
+GROUPED = {"num_key_value_heads": 2}
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0], "rope_theta": 1e4}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL, **GROUPED, attention_bias=True, mlp_bias=True, rope_parameters=LLAMA3),
+    "tied llama": LlamaConfig(
+        **SMALL, tie_word_embeddings=True, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+    ),
+    "qwen2": Qwen2Config(**SMALL, **GROUPED),
+    "qwen3": Qwen3Config(**SMALL, **GROUPED, head_dim=12),
+    "gemma2": Gemma2Config(**SMALL, **GROUPED, head_dim=12, query_pre_attn_scalar=12, sliding_window=8),
+    "gemma3": Gemma3TextConfig(
+        **{**SMALL, "num_hidden_layers": 6}, **GROUPED, head_dim=12, query_pre_attn_scalar=12, sliding_window=8
+    ),
+    "gpt2": GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "olmo2": Olmo2Config(**SMALL, tie_word_embeddings=True),
+    "phi3": Phi3Config(**SMALL, **GROUPED, pad_token_id=0, original_max_position_embeddings=32, rope_parameters=LONG),
+}
+
+
+def spec_of(name: str) -> tuple[str, Decoder]:
+    family, _, decoder = read_config(CONFIGS[name].to_dict())
+    return family.model_type, decoder
+
+
+def stored(decoder: Decoder, folder: Path, dtype: torch.dtype) -> Source:
+    """Random tensors of a decoder, in a file."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = {name: torch.randn(one.shape, generator=generator).to(dtype) for name, one in shapes(decoder).items()}
+    save(drawn, folder / "ours.safetensors")
+    return Source([folder / "ours.safetensors"])
+
+
+def read(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """Metadata and tensors of a GGUF file; tensors as fp32."""
+    reader = GGUFReader(path)
+    facts = {name: field.contents() for name, field in reader.fields.items()}
+    found = {}
+    for one in reader.tensors:
+        data = dequantize(one.data, one.tensor_type).reshape(tuple(map(int, reversed(one.shape))))
+        found[one.name] = torch.from_numpy(np.array(data, dtype=np.float32))
+    return facts, found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_tensor_is_there_and_comes_back(name, dtype, tmp_path):
+    model_type, decoder = spec_of(name)
+    arch, source = arch_of(model_type, decoder, 64), stored(decoder, tmp_path, dtype)
+    write_gguf(tmp_path / "model.gguf", arch, decoder, source, 64, {"tokenizer_model": "no_vocab"})
+    facts, found = read(tmp_path / "model.gguf")
+    for rule in rules_for(arch, decoder):
+        back = rule.transform.read(tuple(found.pop(name) for name in rule.theirs))
+        for ours, tensor in zip(rule.ours, back, strict=True):
+            gain = arch.plus_one and ours.endswith("norm.weight")
+            assert torch.equal(tensor, source[ours].float() + 1 if gain else source[ours].float()), ours
+    if "output.weight" in found:
+        assert torch.equal(found.pop("output.weight"), source["embedding.weight"].float())
+    assert set(found) <= {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+    prefix = facts["general.architecture"]
+    assert facts[f"{prefix}.block_count"] == decoder.n_layers
+    assert facts[f"{prefix}.attention.head_count_kv"] == decoder.blocks[0].mixer.n_kv_heads
+    assert facts[f"{prefix}.context_length"] == 64
+    assert facts["general.file_type"] == {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}[dtype]
+
+
+def test_llama_rows_are_pairs_that_turn_together(tmp_path):
+    """llama.cpp turns rows 2i and 2i + 1 of a head by frequency i, where rows i and i + d/2 turn together here."""
+    _, decoder = spec_of("llama")
+    source = stored(decoder, tmp_path, torch.float32)
+    write_gguf(tmp_path / "model.gguf", arch_of("llama", decoder, 64), decoder, source, 64, {})
+    facts, found = read(tmp_path / "model.gguf")
+    ours = source["blocks.1.attention.qkv.weight"]
+    keys, d_head = ours[4 * 8 : 6 * 8].view(2, 8, 32), 8
+    theirs = found["blk.1.attn_k.weight"].view(2, d_head, 32)
+    for pair in range(d_head // 2):
+        assert torch.equal(theirs[:, 2 * pair], keys[:, pair])
+        assert torch.equal(theirs[:, 2 * pair + 1], keys[:, pair + d_head // 2])
+    assert torch.equal(found["blk.1.attn_v.weight"], ours[6 * 8 :])
+    assert facts["llama.rope.dimension_count"] == 8
+    assert facts["llama.rope.freq_base"] == 5e5
+
+
+def test_llama3_frequencies_are_divided_as_transformers_does(tmp_path):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    _, decoder = spec_of("llama")
+    source = stored(decoder, tmp_path, torch.float32)
+    write_gguf(tmp_path / "model.gguf", arch_of("llama", decoder, 64), decoder, source, 64, {})
+    divisors = read(tmp_path / "model.gguf")[1]["rope_freqs.weight"]
+    expected = ROPE_INIT_FUNCTIONS["llama3"](CONFIGS["llama"], "cpu")[0]
+    plain = 5e5 ** (-torch.arange(0, 8, 2) / 8)
+    torch.testing.assert_close(plain / divisors, expected)
+    assert divisors.max() == 8
+    assert divisors.min() < 2
+
+
+def test_what_the_file_tells_of_gemma_and_phi(tmp_path):
+    _, decoder = spec_of("gemma2")
+    write_gguf(
+        tmp_path / "gemma.gguf",
+        arch_of("gemma2", decoder, 64),
+        decoder,
+        stored(decoder, tmp_path, torch.float32),
+        64,
+        {},
+    )
+    facts = read(tmp_path / "gemma.gguf")[0]
+    assert facts["gemma2.attention.sliding_window"] == 8
+    assert facts["gemma2.attn_logit_softcapping"] == 50.0
+    assert facts["gemma2.final_logit_softcapping"] == 30.0
+    _, decoder = spec_of("phi3")
+    source = stored(decoder, tmp_path, torch.float32)
+    write_gguf(tmp_path / "phi.gguf", arch_of("phi3", decoder, 64), decoder, source, 64, {})
+    facts, found = read(tmp_path / "phi.gguf")
+    assert found["rope_factors_long.weight"].tolist() == LONG["long_factor"]
+    assert facts["phi3.rope.scaling.original_context_length"] == 32
+    assert facts["phi3.rope.scaling.attn_factor"] == pytest.approx((1 + np.log(2) / np.log(32)) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("llama", {"hidden_act": "gelu"}, "the feed-forward is GeGLU"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "RoPE.scaling is DynamicNTK"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None},
+            "no window",
+        ),
+        ("gemma2", {"query_pre_attn_scalar": 99}, "attention.scale is"),
+        ("gemma2", {"final_logit_softcapping": None}, "logit_cap is None"),
+        ("gemma3", {"layer_types": ["full_attention"] * 6}, "all but every 6th"),
+        ("phi3", {"sliding_window": 8}, "it has no window, here of 8 tokens"),
+        ("olmo2", {"head_dim": 12}, "heads of 12 are not d_model=32"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(name, changes, said):
+    family, _, decoder = read_config({**CONFIGS[name].to_dict(), **changes})
+    with pytest.raises(UserError, match=said):
+        arch_of(family.model_type, decoder, 64)
+
+
+def test_a_window_as_long_as_the_context_is_none():
+    _, decoder = spec_of("qwen2")
+    windowed = replace(decoder, attention=replace(decoder.attention, window=64))
+    assert (
+        arch_of("mistral", replace(windowed, attention=replace(windowed.attention, bias="none")), 64) is ARCHS["llama"]
+    )
+
+
+def test_a_family_without_an_architecture_is_refused():
+    with pytest.raises(UserError, match="no GGUF file is written for bloom models; known: gemma2, "):
+        arch_of("bloom", spec_of("llama")[1], 64)
