@@ -20,7 +20,7 @@ from nachim.model.decoder import initialise, tensors
 from nachim.model.moe import MoEModule
 from nachim.model.router import balance
 from nachim.spec import MoE, UserError
-from tests.spec.examples import EXPERTS, decoder
+from tests.spec.examples import CLIPPED, EXPERTS, decoder
 
 D, F, X = 16, 12, 8
 SHAPE = {"hidden_size": D, "num_experts_per_tok": 3, "num_attention_heads": 2}
@@ -67,6 +67,7 @@ PARTS = {
     "switch": MoE(d_ff=F, experts=X, active=1),
     "mixtral": replace(TOP3, active=2),
     "all": EXPERTS,
+    "clipped": CLIPPED,
     "one expert": MoE(d_ff=F, experts=1, active=1),
 }
 
@@ -134,8 +135,13 @@ def one_by_one(module: MoEModule, x_BTD: Tensor) -> Tensor:
         y_D = torch.zeros_like(x_D)
         for gate, expert in zip(gates_A, chosen_A, strict=True):
             hidden = up[expert] @ x_D
-            silu = hidden[: part.d_ff] / (1 + torch.exp(-hidden[: part.d_ff]))
-            y_D = y_D + gate * (down[expert] @ (silu * hidden[part.d_ff :]))
+            if part.bias:
+                hidden = hidden + module.experts.gate_up.bias[expert]
+            left, right, sharp = hidden[: part.d_ff], hidden[part.d_ff :], 1.0
+            if part.limit is not None:
+                left, right, sharp = left.clip(max=part.limit), right.clip(-part.limit, part.limit) + 1, 1.702
+            answer = down[expert] @ (left / (1 + torch.exp(-sharp * left)) * right)
+            y_D = y_D + gate * (answer + module.experts.down.bias[expert] if part.bias else answer)
         if part.shared:
             weigh = torch.sigmoid(module.shared_gate(x_D)) if part.shared_gate else 1
             y_D = y_D + weigh * module.shared(x_D)
@@ -198,8 +204,8 @@ def test_declared_costs_are_the_counted_ones(part):
         model.blocks[0].ffn(torch.randn(2, 7, spec.d_model, requires_grad=True)).sum().backward()
     assert counter.get_total_flops() == part.flops_per_token(spec.d_model) * tokens
     assert sum(weight.numel() for weight in model.parameters()) == spec.params_total
-    left_out = spec.n_layers * (part.experts - part.active) * 3 * spec.d_model * part.d_ff
-    assert spec.params_total - spec.params_active == left_out
+    expert = sum(weight[0].numel() for weight in model.blocks[0].ffn.experts.parameters())
+    assert spec.params_total - spec.params_active == spec.n_layers * (part.experts - part.active) * expert
 
 
 def test_no_token_is_dropped_when_all_choose_one_expert():
@@ -372,6 +378,8 @@ def test_every_expert_is_drawn_with_the_spread_of_a_matrix():
         ({"bias_step": -0.1}, "MoE.bias_step is -0.1; it must not be negative"),
         ({"z_loss": -1.0}, "MoE.z_loss is -1.0; it must not be negative"),
         ({"shared_gate": True}, "MoE.shared_gate is set without shared experts"),
+        ({"shared": 1, "bias": True}, "MoE.shared is 1; shared experts have neither bias nor limit"),
+        ({"limit": 0.0}, "MoE.limit is 0.0; it must be above 0"),
         ({"scores": "tanh"}, "MoE.scores is 'tanh'"),
     ],
 )

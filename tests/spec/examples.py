@@ -104,6 +104,7 @@ EXPERTS = MoE(
     balance_over="sequence",
     z_loss=0.001,
 )
+CLIPPED = MoE(d_ff=12, experts=8, active=3, bias=True, limit=1.5)
 SCALINGS = (
     Interpolated(factor=4.0),
     NTKAware(factor=4.0),
@@ -208,6 +209,7 @@ OTHERS: tuple[Part, ...] = (
     UNIT,
     SEGMENTS,
     EXPERTS,
+    CLIPPED,
     *HYBRID.ffn.first,
     HYBRID.ffn.parts[1],
     SwiGLU(d_ff=8, bias=True),

@@ -14,18 +14,28 @@ from nachim.spec import MoE, SwiGLU
 
 ALIGNED_BYTES = 16
 """Rows of matrices must begin at multiples of this for the grouped kernel."""
+SHARPNESS = 1.702
+"""Of gpt-oss's gate: with it x sigmoid(x) is near GELU (arXiv 1606.08415, sec. 2)."""
 
 
 class Stack(nn.Module):
-    """A stack of matrices [X, out, in], one an expert."""
+    """A stack of matrices [X, out, in], one an expert, and of biases [X, out]."""
 
-    def __init__(self, experts: int, inputs: int, outputs: int) -> None:
+    def __init__(self, experts: int, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, outputs, inputs))
         nn.init.normal_(self.weight, std=inputs**-0.5)
+        self.bias = nn.Parameter(torch.zeros(experts, outputs)) if bias else None
 
     def forward(self, x_RI: Tensor, load_X: Tensor) -> Tensor:
-        """Rows [R, in], sorted by expert, of which the first `load_X[0]` are the first expert's, to [R, out].
+        """Rows [R, in], sorted by expert, of which the first `load_X[0]` are the first expert's, to [R, out]."""
+        y_RO = self.multiplied(x_RI, load_X)
+        if self.bias is None:
+            return y_RO
+        return y_RO + self.bias.repeat_interleave(load_X, 0, output_size=len(y_RO))
+
+    def multiplied(self, x_RI: Tensor, load_X: Tensor) -> Tensor:
+        """The rows times their matrices.
 
         One grouped kernel on a GPU that has one for these weights; elsewhere one multiplication for each expert that
         has rows, which on a CPU is as fast as the grouped kernel and faster than padding all to the fullest.
@@ -51,17 +61,25 @@ class Stack(nn.Module):
 
 
 class ExpertsModule(nn.Module):
-    """SwiGLU experts, gate and up as one matrix each."""
+    """SwiGLU experts, or those of gpt-oss, gate and up as one matrix each."""
 
     def __init__(self, part: MoE, d_model: int) -> None:
         super().__init__()
-        self.gate_up = Stack(part.experts, d_model, 2 * part.d_ff)
-        self.down = Stack(part.experts, part.d_ff, d_model)
+        self.gate_up = Stack(part.experts, d_model, 2 * part.d_ff, part.bias)
+        self.down = Stack(part.experts, part.d_ff, d_model, part.bias)
+        self.limit = part.limit
 
     def forward(self, x_RD: Tensor, load_X: Tensor) -> Tensor:
         """Rows sorted by expert, `load_X` of them for each, to the experts' answers [R, D]."""
         gate_RF, up_RF = self.gate_up(x_RD, load_X).chunk(2, -1)
-        return self.down(F.silu(gate_RF) * up_RF, load_X)
+        hidden_RF = F.silu(gate_RF) * up_RF if self.limit is None else clipped(gate_RF, up_RF, self.limit)
+        return self.down(hidden_RF, load_X)
+
+
+def clipped(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """(up + 1) * gate * sigmoid(1.702 gate), gate clipped from above and up on both sides (gpt-oss)."""
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return (up + 1) * (gate * torch.sigmoid(SHARPNESS * gate))
 
 
 class MoEModule(nn.Module):

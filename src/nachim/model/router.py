@@ -23,6 +23,7 @@ class RouterModule(nn.Module):
         self.part = part
         self.weight = nn.Parameter(torch.empty(part.experts, d_model))
         nn.init.normal_(self.weight, std=d_model**-0.5)
+        self.bias = nn.Parameter(torch.zeros(part.experts)) if part.bias else None
         bias_X = None if part.bias_step is None else torch.zeros(part.experts)
         self.register_buffer("selection_bias", bias_X)
         self.register_buffer("load", torch.zeros(part.experts, dtype=torch.int64), persistent=False)
@@ -31,7 +32,7 @@ class RouterModule(nn.Module):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Gates (fp32) and numbers of the experts of each token, both [B, T, A]."""
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
-        logits_BTX = F.linear(x_BTD.to(wide), self.weight.to(wide))
+        logits_BTX = F.linear(x_BTD.to(wide), self.weight.to(wide), None if self.bias is None else self.bias.to(wide))
         softmax = self.part.scores == "softmax"
         scores_BTX = logits_BTX.softmax(-1) if softmax else logits_BTX.sigmoid()
         chosen_BTA = self.choose(scores_BTX.detach())

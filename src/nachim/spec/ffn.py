@@ -76,6 +76,9 @@ class MoE(FFN):
     experts of its `top_groups` best ones only, by each group's best expert ("max", DeepSeek-V2, arXiv 2405.04434,
     sec. 2.2.2) or the sum of its best two ("top2", DeepSeek-V3).
 
+    With `bias` the router and all matrices of experts have biases. With `limit` an expert is that of gpt-oss (arXiv
+    2508.10925): down((up(x) + 1) * g * sigmoid(1.702 g)), g = gate(x) not above the limit, up(x) within +-limit.
+
     Three things keep the loads of experts even. `bias_step` u: a bias on each score, for the choice alone, moves by u
     towards the mean load after every step (arXiv 2408.15664); 0 leaves it as it is. `balance_loss` is the factor of
     an auxiliary loss (arXiv 2101.03961, eq. 4) over all tokens, or, averaged, over those of each sequence (arXiv
@@ -97,9 +100,13 @@ class MoE(FFN):
     balance_loss: float = later(0.0)
     balance_over: Literal["batch", "sequence"] = later("batch")
     z_loss: float = later(0.0)
+    bias: bool = later(False)
+    limit: float | None = later(None)
 
     def check(self) -> None:
         self.require_positive("d_ff", "experts", "active", "scale", "groups", "top_groups")
+        if self.limit is not None:
+            self.require_positive("limit")
         if self.active > self.experts:
             self.refuse("active", f"is {self.active}; there are only experts={self.experts}")
         for name in ("shared", "bias_step", "balance_loss", "z_loss"):
@@ -107,6 +114,8 @@ class MoE(FFN):
                 self.refuse(name, f"is {getattr(self, name)}; it must not be negative")
         if self.shared_gate and not self.shared:
             self.refuse("shared_gate", "is set without shared experts; set shared, or leave it out")
+        if self.shared and (self.bias or self.limit is not None):
+            self.refuse("shared", f"is {self.shared}; shared experts have neither bias nor limit")
         self._check_groups()
 
     def _check_groups(self) -> None:
@@ -139,10 +148,21 @@ class MoE(FFN):
             found.append(Matrix(d_model, 1))
         return tuple(found)
 
+    def vectors(self, d_model: int) -> int:
+        return self.bias * self.experts * (1 + 2 * self.d_ff + d_model)
+
+    def params_active(self, d_model: int) -> int:
+        idle = self.bias * (self.experts - self.active) * (2 * self.d_ff + d_model)
+        return super().params_active(d_model) - idle
+
     def routed(self, d_model: int) -> Saved:
-        """What the experts a token is sent to keep: it is gathered once for each of them, and scattered back."""
+        """What the experts a token is sent to keep: it is gathered once for each of them, and scattered back.
+
+        With a limit that is, beside gate and up: both clipped, the sigmoid, the gate times it, and the product.
+        """
         width = self.active * self.d_ff
-        return Saved(whole=2 * self.active * d_model, split=4 * width, cheap_split=2 * width)
+        remade = 2 if self.limit is None else 5
+        return Saved(whole=2 * self.active * d_model, split=(2 + remade) * width, cheap_split=remade * width)
 
     def saved(self, d_model: int) -> Saved:
         width = self.shared * self.d_ff

@@ -12,6 +12,7 @@ from nachim.model.hf import (
     gemma,
     gpt2,
     gpt_neox,
+    gpt_oss,
     llama,
     mistral,
     mpt,
@@ -42,6 +43,7 @@ FILES = (
     stablelm,
     starcoder2,
     cohere,
+    gpt_oss,
     deepseek,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for file in FILES for family in file.FAMILIES}
