@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nachim.data import dedup
-from nachim.data.dedup import Seen, distinct, leakage, shingles
+from nachim.data import dedup, shingle
+from nachim.data.dedup import Seen, distinct, leakage
+from nachim.data.shingle import grams, shingles
 from nachim.data.spool import spool
 
 
@@ -35,16 +36,29 @@ def test_shingles_see_words_only():
     assert len(shingles(b" ... \n")) == len(shingles(b"")) == 0
 
 
-def test_a_long_text_loses_four_shingles_a_chunk(monkeypatch, text):
+def test_a_long_text_in_parts_has_the_shingles_of_the_whole(monkeypatch, text):
     document = text(1, 1000).encode()
     whole = shingles(document)
-    monkeypatch.setattr(dedup, "CHUNK_BYTES", 1000)
-    cuts = len(document) // 1000
-    assert len(np.setdiff1d(whole, shingles(document))) <= 5 * cuts
+    monkeypatch.setattr(shingle, "PART_BYTES", 1000)
+    monkeypatch.setattr(shingle, "OVERLAP_BYTES", 300)
+    assert len(list(shingle._parts(document))) > 4
+    assert np.array_equal(shingles(document), whole)
+
+
+def test_texts_hashed_together_are_hashed_as_alone(text):
+    texts = [text(i, 3 * i).encode() for i in range(12)] + [b"", b" . ", b"one", "한국어는 띄어쓰기가 드물다".encode()]
+    hashes, owner = grams(texts, 5)
+    for i, one in enumerate(texts):
+        assert np.array_equal(hashes[owner == i], grams([one], 5)[0])
+
+
+def test_scripts_without_spaces_have_a_word_a_character():
+    assert len(shingles("漢字仮名交じり文".encode())) == 4
+    assert len(shingles("fünf Wörter sind das hier".encode())) == 1
 
 
 def test_hashes_do_not_move():
-    assert shingles("fünf words of 나침 here".encode()).tolist() == [15615344622217057774]
+    assert shingles("fünf words of 나침 here".encode()).tolist() == [8120313909054672018, 11064300470707002719]
 
 
 def test_seen_finds_what_was_added_and_little_else():

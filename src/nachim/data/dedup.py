@@ -8,45 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nachim.data.hash import Words, mix
+from nachim.data.shingle import shingles
 from nachim.data.spool import Spool
 
-SHINGLE_WORDS = 5
 NEAR = 0.5
-CHUNK_BYTES = 1 << 20
 LEAST_BITS, MOST_BITS = 20, 33
-
-# A word is a run of letters, digits, underscores and non-ASCII bytes, whatever its case; 0 separates words.
-_ASCII = [ord(chr(b).lower()) if chr(b).isalnum() or chr(b) == "_" else 0 for b in range(128)]
-_VALUE = np.array([*_ASCII, *range(128, 256)], dtype=np.uint64)
-# Odd factors, so that a product loses nothing modulo 2^64. A word's 257th byte takes the factor of its first.
-_IN_WORD = mix(np.arange(256, dtype=np.uint64)) | np.uint64(1)
-_IN_SHINGLE = mix(np.arange(256, 256 + SHINGLE_WORDS, dtype=np.uint64)) | np.uint64(1)
-
-
-def shingles(text: bytes) -> Words:
-    """Sorted distinct 64-bit hashes of the 5-word shingles of `text`; a text of fewer words is one shingle.
-
-    A long text is hashed in chunks of `CHUNK_BYTES` to bound memory, which costs it 4 shingles a chunk.
-    """
-    chunks = [_hashes(text[start : start + CHUNK_BYTES]) for start in range(0, len(text), CHUNK_BYTES)]
-    return np.unique(np.concatenate(chunks)) if chunks else np.empty(0, np.uint64)
-
-
-def _hashes(text: bytes) -> Words:
-    value = _VALUE[np.frombuffer(text, dtype=np.uint8)]
-    inside = value != 0
-    starts = np.flatnonzero(inside[1:] & ~inside[:-1]) + 1
-    if len(text) and inside[0]:
-        starts = np.concatenate(([0], starts))
-    if not len(starts):
-        return np.empty(0, np.uint64)
-    value = value[starts[0] :]
-    starts = starts - starts[0]
-    place = np.arange(len(value)) - np.repeat(starts, np.diff(starts, append=len(value)))
-    words = mix(np.add.reduceat(value * _IN_WORD[place & 255], starts))
-    if len(words) < SHINGLE_WORDS:
-        words = np.pad(words, (0, SHINGLE_WORDS - len(words)))
-    return mix(np.lib.stride_tricks.sliding_window_view(words, SHINGLE_WORDS) @ _IN_SHINGLE)
 
 
 class Seen:

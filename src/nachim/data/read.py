@@ -76,10 +76,10 @@ def read_json_lines(path: Path, name: str, column: str, report: Report) -> Itera
     Raises UserError when the file has objects and none of them has the column.
     """
     found, seen = False, set[str]()
-    for place, line in _lines(path, name, report):
+    for place, line in lines(path, name, report):
         try:
-            row = _row(line)
-        except _Unfit as unfit:
+            row = row_of(line)
+        except Unfit as unfit:
             report.skip(str(unfit), place)
             continue
         if column in row:
@@ -117,14 +117,14 @@ def read_tables(tables: Iterable[pa.RecordBatch | pa.Table], name: str, column: 
             row += 1
 
 
-class _Unfit(ValueError):
+class Unfit(ValueError):
     """Why something is no document; `str()` is one of the reasons above."""
 
 
 def _document(value: object, where: str, report: Report) -> Iterator[bytes]:
     try:
-        raw = _text(value)
-    except _Unfit as unfit:
+        raw = text_of(value)
+    except Unfit as unfit:
         report.skip(str(unfit), where)
         return
     report.documents += 1
@@ -132,28 +132,30 @@ def _document(value: object, where: str, report: Report) -> Iterator[bytes]:
     yield raw
 
 
-def _text(value: object) -> bytes:
+def text_of(value: object) -> bytes:
+    """A document's text as UTF-8. Raises Unfit when it is none."""
     try:
         raw = value.encode() if isinstance(value, str) else value
         if not isinstance(raw, bytes):
-            raise _Unfit(NOT_TEXT)
+            raise Unfit(NOT_TEXT)
         raw.decode()
     except UnicodeError:
-        raise _Unfit(NOT_UTF8) from None
+        raise Unfit(NOT_UTF8) from None
     if not raw.strip():
-        raise _Unfit(EMPTY)
+        raise Unfit(EMPTY)
     return raw
 
 
-def _row(line: bytes) -> dict[str, object]:
+def row_of(line: bytes) -> dict[str, object]:
+    """The object on a line of JSON. Raises Unfit when there is none."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise _Unfit(NOT_UTF8) from None
+        raise Unfit(NOT_UTF8) from None
     except (ValueError, RecursionError):
-        raise _Unfit(BROKEN_LINE) from None
+        raise Unfit(BROKEN_LINE) from None
     if not isinstance(row, dict):
-        raise _Unfit(NOT_OBJECT)
+        raise Unfit(NOT_OBJECT)
     return row
 
 
@@ -164,7 +166,8 @@ def _content(path: Path, name: str, report: Report) -> Iterator[bytes]:
         report.skip(UNREADABLE, f"{name}: {error.strerror}")
 
 
-def _lines(path: Path, name: str, report: Report) -> Iterator[tuple[str, bytes]]:
+def lines(path: Path, name: str, report: Report) -> Iterator[tuple[str, bytes]]:
+    """Place and bytes of every line that is not blank; a file that ends in damage is reported, and ends there."""
     number = 0
     try:
         with pa.input_stream(str(path), compression="detect") as stream:
