@@ -36,7 +36,9 @@ from nachim.spec import (
     ALiBi,
     Data,
     Decoder,
+    GatedDeltaNet,
     GeGLU,
+    InfiniAttention,
     LayerNorm,
     LinearAttention,
     Mamba,
@@ -68,6 +70,7 @@ def shapes(d_model: int, n_layers: int) -> dict[str, Decoder]:
         return replace(base, attention=replace(base.attention, **changes))
 
     window = replace(base.attention, window=128)
+    unit = RGLRU(d_rnn=d_model, n_blocks=4)
     state = Mamba2(n_heads=2 * d_model // 64, d_state=64)
     return {
         "plain": base,
@@ -81,6 +84,7 @@ def shapes(d_model: int, n_layers: int) -> dict[str, Decoder]:
         "sinks": attention(sinks=True),
         "MLA": replace(base, attention=MLA(n_heads=heads, d_head=64, rank=d_model // 2, rope_dim=32)),
         "ALiBi": replace(base, position=ALiBi()),
+        "FIRE": replace(base, position=FIRE(n_heads=heads)),
         "NoPE": replace(base, position=NoPosition()),
         "LayerNorm": replace(base, norm=LayerNorm()),
         "sandwich norm": replace(base, residual=SandwichNorm()),
@@ -88,13 +92,21 @@ def shapes(d_model: int, n_layers: int) -> dict[str, Decoder]:
         "parallel": replace(base, residual=Parallel()),
         "GeGLU": replace(base, ffn=GeGLU(d_ff=ff)),
         "squared ReLU": replace(base, ffn=MLP(d_ff=4 * d_model, activation="relu2")),
-        "MoE 16, top-2": replace(base, ffn=MoE(d_ff=ff // 2, experts=16, active=2)),
+        "MoE 16, top-2": replace(base, ffn=MoE(d_ff=ff // 2, experts=16, active=2, bias_step=0.001)),
         "MoE 64, top-6, shared 2": replace(base, ffn=MoE(d_ff=ff // 8, experts=64, active=6, shared=2)),
         "mixture of depths": replace(base, depth=MixtureOfDepths(capacity=0.125, every=2)),
         "multi-token prediction": replace(base, mtp=MTP()),
         "Mamba": replace(base, attention=Mamba(d_inner=2 * d_model, dt_rank=d_model // 16), ffn=None),
         "Mamba-2": replace(base, attention=state, ffn=None),
         "Mamba-2 3:1": replace(base, attention=Pattern(parts=(state, state, state, base.attention))),
+        "gated delta rule": replace(
+            base, attention=GatedDeltaNet(n_heads=heads, n_key_heads=heads, d_key=32, d_value=64)
+        ),
+        "Griffin, every other layer local": replace(base, attention=Pattern(parts=(unit, window))),
+        "Infini-attention, segment 128": replace(
+            base, attention=InfiniAttention(n_heads=heads, n_kv_heads=heads, d_head=64, segment=128)
+        ),
+        "multi-token prediction": replace(base, mtp=MTP(depth=1)),
         "RetNet": replace(base, attention=LinearAttention(n_heads=heads, d_key=64, d_value=128)),
         "GLA": replace(base, attention=LinearAttention(n_heads=heads, d_key=32, d_value=64, decay_rank=16)),
     }
