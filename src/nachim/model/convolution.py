@@ -81,11 +81,15 @@ class _Convolve(torch.autograd.Function):
         padded_BSC, kernel_CW, own_BTW = ctx.saved_tensors
         kernel_WC = kernel_CW.t().contiguous()
         last, T = len(kernel_WC) - 1, grad_BTC.shape[1]
-        padded_grad_BSC, kernel_grad_WC = torch.zeros_like(padded_BSC), torch.empty_like(kernel_WC)
+        padded_grad_BSC, kernel_grad_WC = torch.empty_like(padded_BSC), torch.empty_like(kernel_WC)
+        padded_grad_BSC[:, :last] = 0
+        torch.mul(grad_BTC, kernel_WC[last], out=padded_grad_BSC[:, last:])
+        product_BTC = torch.empty_like(grad_BTC)
         for tap in range(last + 1):
             met_BTC = _masked(grad_BTC, own_BTW, last - tap)
-            padded_grad_BSC[:, tap : tap + T].addcmul_(met_BTC, kernel_WC[tap])
-            kernel_grad_WC[tap] = (met_BTC * padded_BSC[:, tap : tap + T]).sum((0, 1))
+            if tap < last:
+                padded_grad_BSC[:, tap : tap + T].addcmul_(met_BTC, kernel_WC[tap])
+            kernel_grad_WC[tap] = torch.mul(met_BTC, padded_BSC[:, tap : tap + T], out=product_BTC).sum((0, 1))
         return padded_grad_BSC, kernel_grad_WC.t(), grad_BTC.sum((0, 1)) if ctx.biased else None, None
 
 

@@ -176,8 +176,8 @@ class _Scan(torch.autograd.Function):
             grad = torch.mul(read_BTN[:, piece, :, None], y_grad[:, :, None], out=grad_room[:, :length])
             carry_BNI = _back(grad, decay, carry_BNI)
             taken_grad = (write_BTN[:, piece, None] @ grad)[:, :, 0]
-            read_grad[:, piece] = (states @ y_grad[..., None])[..., 0]
-            write_grad[:, piece] = (grad @ (size * x)[..., None])[..., 0]
+            read_grad[:, piece] = (y_grad[:, :, None] @ states.mT)[:, :, 0]
+            write_grad[:, piece] = ((size * x)[:, :, None] @ grad.mT)[:, :, 0]
             x_grad[:, piece] = taken_grad * size
             # Of the decay's exponent step * rate: the gradient of the state, times what the decay left of the last one.
             grad.mul_(decay)
@@ -215,10 +215,11 @@ def _states(
 
 def _back(grad_BCNI: Tensor, decay_BCNI: Tensor, carry_BNI: Tensor) -> Tensor:
     """Add to the gradient of each state what comes through the later ones; that of the state before the piece."""
-    for decay_BNI, grad_BNI in zip(reversed(decay_BCNI.unbind(1)), reversed(grad_BCNI.unbind(1)), strict=True):
-        grad_BNI += carry_BNI
-        carry_BNI = decay_BNI * grad_BNI
-    return carry_BNI
+    decays, grads = decay_BCNI.unbind(1), grad_BCNI.unbind(1)
+    grads[-1].add_(carry_BNI)
+    for t in range(len(grads) - 2, -1, -1):
+        grads[t].addcmul_(decays[t + 1], grads[t + 1])
+    return decays[0] * grads[0]
 
 
 @build.register

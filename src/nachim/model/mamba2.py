@@ -168,9 +168,9 @@ class _Weighed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         kept, weighed = ctx.saved_tensors
-        exponent_grad = grad * weighed
-        passed_grad = exponent_grad.sum(-1) - exponent_grad.sum(-2)
-        return (grad * kept).sum(3), passed_grad.double()
+        product = grad * weighed
+        passed_grad = product.sum(-1) - product.sum(-2)
+        return torch.mul(grad, kept, out=product).sum(3), passed_grad.double()
 
 
 @build.register
