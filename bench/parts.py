@@ -28,9 +28,11 @@ from nachim.model import build
 from nachim.model.decoder import initialise
 from nachim.spec import (
     BPE,
+    FIRE,
     MLA,
     MLP,
     MTP,
+    RGLRU,
     WSD,
     AdamW,
     ALiBi,
@@ -95,7 +97,6 @@ def shapes(d_model: int, n_layers: int) -> dict[str, Decoder]:
         "MoE 16, top-2": replace(base, ffn=MoE(d_ff=ff // 2, experts=16, active=2, bias_step=0.001)),
         "MoE 64, top-6, shared 2": replace(base, ffn=MoE(d_ff=ff // 8, experts=64, active=6, shared=2)),
         "mixture of depths": replace(base, depth=MixtureOfDepths(capacity=0.125, every=2)),
-        "multi-token prediction": replace(base, mtp=MTP()),
         "Mamba": replace(base, attention=Mamba(d_inner=2 * d_model, dt_rank=d_model // 16), ffn=None),
         "Mamba-2": replace(base, attention=state, ffn=None),
         "Mamba-2 3:1": replace(base, attention=Pattern(parts=(state, state, state, base.attention))),
