@@ -195,7 +195,7 @@ HYBRID = Decoder(
     embedding_norm=True,
     logit_scale=0.5,
     logit_cap=30.0,
-    depth=MixtureOfDepths(capacity=0.25, every=3),
+    depth=MixtureOfDepths(capacity=0.25, every=3, causal_loss=0.02),
     parametrisation=CompleteP(base_width=16, base_head=4, base_depth=2),
     mtp=MTP(depth=2, weight=0.1),
 )

@@ -24,9 +24,9 @@ from nachim.model import (  # noqa: F401 - each registers the modules of its par
     position,
     table,
 )
-from nachim.model.block import BlockModule
 from nachim.model.build import build
 from nachim.model.cache import Cache
+from nachim.model.depths import block_of
 from nachim.model.frame import Frame
 from nachim.model.mtp import MTPModule, further, loss_of_known
 from nachim.model.position import PositionModule
@@ -40,15 +40,13 @@ class DecoderModule(nn.Module):
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
-        if spec.depth is not None:
-            raise UserError("no module computes a mixture of depths: it can be planned, not trained")
         self.spec = spec
         self.embedding = nn.Embedding(spec.vocab_size, spec.d_model)
         added = spec.blocks[0].position
         self.position = build(added, spec.d_model) if added.added else PositionModule()
         if spec.embedding_norm:
             self.embedding_norm = build(spec.norm, spec.d_model)
-        self.blocks = nn.ModuleList(BlockModule(spec, block) for block in spec.blocks)
+        self.blocks = nn.ModuleList(block_of(spec, block) for block in spec.blocks)
         if spec.residual.last:
             self.norm = build(spec.norm, spec.d_model)
         self.head = nn.Linear(spec.d_model, spec.vocab_size, bias=False)

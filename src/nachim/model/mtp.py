@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nachim.model.block import BlockModule, Memory
+from nachim.model.block import Memory
 from nachim.model.build import build
+from nachim.model.depths import block_of
 from nachim.model.frame import Frame
 from nachim.spec import Decoder
 
@@ -24,7 +25,7 @@ class MTPModule(nn.Module):
         self.stream_norm = build(spec.norm, spec.d_model)
         self.token_norm = build(spec.norm, spec.d_model)
         self.join = nn.Linear(2 * spec.d_model, spec.d_model, bias=False)
-        self.block = BlockModule(spec, spec.blocks[-1])
+        self.block = block_of(spec, spec.blocks[-1])
         if spec.residual.last:
             self.norm = build(spec.norm, spec.d_model)
 
