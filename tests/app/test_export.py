@@ -16,7 +16,7 @@ import nachim
 from nachim.app.export import export
 from nachim.app.import_ import import_
 from nachim.data.tokenize import load_tokenizer
-from nachim.spec import Attention, Decoder, Pattern, UserError, plain
+from nachim.spec import Attention, CompleteP, Decoder, Pattern, UserError, plain
 from nachim.spec.disk import new_folder
 from tests.app.exported import TEXT, checkpoint, trained
 from tests.model.hf.parity import SMALL, close, hold_bitwise
@@ -131,6 +131,16 @@ def test_a_tokenizer_that_is_cut_in_an_unknown_way_is_left_out(tmp_path, capsys)
     assert json.loads(capsys.readouterr().out)["carried"] == []
     fields = GGUFReader(tmp_path / "out" / "model.gguf").fields
     assert fields["tokenizer.ggml.model"].contents() == "no_vocab"
+
+
+def test_the_factors_of_a_parametrisation_go_into_the_weights(tmp_path):
+    rules = CompleteP(base_width=6, base_head=3, base_depth=1)
+    decoder = replace(plain(d_model=16, n_layers=2, d_head=8, vocab_size=300), parametrisation=rules)
+    folder = trained_like(decoder, tmp_path / "run")
+    export(folder, tmp_path / "out")
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(TOKENS).logits
+        close("folded", nachim.load(folder)(TOKENS), theirs)
 
 
 WIDE = Attention(n_heads=2, n_kv_heads=2, d_head=8)

@@ -33,8 +33,8 @@ def export(
     """Write the newest weights of a run for others: transformers and vLLM (hf), or llama.cpp (gguf).
 
     The decoder is written in the first family that has all its parts; where none has, nothing is written and the part
-    in the way is named. Weights keep their precision. What `nachim import` read is given back as it was: the same
-    tensors, the same config and tokenizer.
+    in the way is named. Weights keep their precision; the factors of a parametrisation go into them. What `nachim
+    import` read is given back as it was: the same tensors, the same config and tokenizer.
 
     Example: nachim export runs/first exported && nachim import exported --out runs/again
 
@@ -52,9 +52,10 @@ def export(
 def exported(run: Path, out: Path) -> dict[str, Any]:
     """Write `run` as a Hugging Face checkpoint; what was written, as plain JSON values."""
     from nachim.model.hf import write_checkpoint
+    from nachim.model.hf.fold import folded
     from nachim.model.load import open_run
 
-    decoder, source = open_run(run)
+    decoder, source = folded(*open_run(run))
     family, config = config_of(run, decoder)
     with new_folder(out) as folder:
         write_checkpoint(folder, family, config, decoder, source)
@@ -68,9 +69,10 @@ def exported_gguf(run: Path, out: Path) -> dict[str, Any]:
         from nachim.model.hf.gguf import arch_of, write_gguf
     except ImportError as error:
         raise UserError("GGUF files are written by the package gguf: install nachim[gguf]") from error
+    from nachim.model.hf.fold import folded
     from nachim.model.load import open_run
 
-    decoder, source = open_run(run)
+    decoder, source = folded(*open_run(run))
     family, config = config_of(run, decoder)
     context = config.get("max_position_embeddings") or config.get("n_positions") or CONTEXT
     arch = arch_of(family.model_type, decoder, context)

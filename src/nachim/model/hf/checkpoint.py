@@ -17,6 +17,7 @@ from nachim.model.decoder import tensors
 from nachim.model.hf.config import Config
 from nachim.model.hf.families import FAMILIES, family_of
 from nachim.model.hf.family import Family
+from nachim.model.hf.fold import Folded
 from nachim.model.hf.rules import Rule
 from nachim.model.hf.source import Source, check, tensors_in, write_tensors
 from nachim.spec import Decoder, MoE, Pattern, UserError, diff
@@ -204,7 +205,12 @@ def untrained(part: MoE) -> MoE:
 
 
 def write_checkpoint(
-    out: Path, family: Family, values: dict[str, Any], decoder: Decoder, source: Source, shard_bytes: int | None = None
+    out: Path,
+    family: Family,
+    values: dict[str, Any],
+    decoder: Decoder,
+    source: Source | Folded,
+    shard_bytes: int | None = None,
 ) -> None:
     """Write config.json and the tensors of `source`, which are ours, into the folder `out` in a family's names."""
     config = Config(values)

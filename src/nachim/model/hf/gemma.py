@@ -71,6 +71,7 @@ def gemma2_to_spec(config: Config) -> Decoder:
 def gemma3_to_spec(config: Config) -> Decoder:
     """The decoder of a Gemma 3 text config. Local and global layers have rotary positions of their own."""
     config.only("attn_logit_softcapping", None)  # its attention would not read it
+    config.without_effect("_sliding_window_pattern")
     heads = {**_heads(config), "qk_norm": True, "qk_norm_offset": True, "qk_norm_eps": config.get("rms_norm_eps", 1e-6)}
     kinds = _kinds(config, config.get("sliding_window_pattern", 6))
     given, width = config.get("rope_parameters", {FULL: {}, SLIDING: {}}), heads["d_head"]

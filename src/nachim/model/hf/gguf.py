@@ -6,7 +6,7 @@ are scaled is partly its own. So each architecture says what it computes, and an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from nachim.model.hf.checkpoint import theirs_of
 from nachim.model.hf.rules import KEEP, Rule, Transform, cat, first, half_split, layers, module, rule
-from nachim.model.hf.source import Source
 from nachim.spec import (
     FFN,
     MLP,
@@ -39,6 +38,7 @@ from nachim.spec import (
 from nachim.spec.model import Block
 
 T = MODEL_TENSOR
+Tensors = Mapping[str, Tensor]
 F32 = GGMLQuantizationType.F32
 TYPES = {
     torch.float32: (F32, FileType.ALL_F32),
@@ -221,7 +221,7 @@ def _unfit_block(arch: Arch, block: Block, decoder: Decoder) -> Iterator[str]:
             yield f"RoPE.scaling is {scaling}"
 
 
-def write_gguf(path: Path, arch: Arch, decoder: Decoder, source: Source, context: int, tokens: dict[str, Any]) -> None:
+def write_gguf(path: Path, arch: Arch, decoder: Decoder, source: Tensors, context: int, tokens: dict[str, Any]) -> None:
     """Write the tensors of `source`, which are ours, and the metadata of `decoder` to the GGUF file `path`.
 
     Matrices keep their precision, all else is fp32. `tokens` are methods of the writer about the tokenizer, with what
@@ -253,7 +253,7 @@ def rules_for(arch: Arch, decoder: Decoder) -> list[Rule]:
     return [one for one in arch.rules(decoder) if not (decoder.tied and one.ours == ("head.weight",))]
 
 
-def tensors(arch: Arch, decoder: Decoder, source: Source) -> Iterator[tuple[str, Tensor]]:
+def tensors(arch: Arch, decoder: Decoder, source: Tensors) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the file under its name."""
     for one in rules_for(arch, decoder):
         for name, tensor in theirs_of(one, source).items():

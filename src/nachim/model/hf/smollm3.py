@@ -30,7 +30,8 @@ def to_spec(config: Config) -> Decoder:
     if len(turned) < depth:
         config.refuse("no_rope_layers", turned, f"it needs a 0 or 1 for each of {depth} layers")
     rope = read_rope(config, heads["d_head"], 2_000_000.0)
-    window = config.get("sliding_window") if config.get("use_sliding_window", False) else None
+    width = config.get("sliding_window")
+    window = width if config.get("use_sliding_window", False) else None
     sliding = [SLIDING if window is not None and not turns else FULL for turns in turned]
     kinds = config.get("layer_types", sliding)
     bias = "all" if config.get("attention_bias", False) else "none"
