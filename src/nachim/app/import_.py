@@ -68,7 +68,8 @@ def written(found: Checkpoint, out: Path) -> dict[str, Any]:
     """Write `found` as a run folder; what was written, as plain JSON values."""
     from nachim.model.hf.checkpoint import CONFIG, ORIGIN, carry
     from nachim.model.hf.source import save
-    from nachim.model.load import CHECKPOINT, RUN, WEIGHTS, path_at
+    from nachim.model.load import RUN
+    from nachim.model.weights import CHECKPOINT, WEIGHTS, path_at
 
     with new_folder(out) as folder:
         weights = found.weights()

@@ -14,12 +14,10 @@ from nachim.model.build import build
 from nachim.model.decoder import DecoderModule
 from nachim.model.hf.checkpoint import open_checkpoint, shapes
 from nachim.model.hf.source import Source, check
+from nachim.model.weights import CHECKPOINT, WEIGHTS, latest
 from nachim.spec import Decoder, Part, Run, UserError
 
 RUN = "run.json"
-CHECKPOINT = "checkpoint"
-PREFIX = "step-"
-WEIGHTS = "weights.safetensors"
 
 
 def load(folder: Path | str, dtype: str | None = "float32") -> DecoderModule:
@@ -72,16 +70,6 @@ def decoder_of(folder: Path) -> Decoder:
     if not isinstance(part, Decoder):
         raise UserError(f"{folder / RUN} holds a {type(part).__name__}, which is neither a Run nor a Decoder")
     return part
-
-
-def path_at(root: Path, step: int) -> Path:
-    """Folder of the checkpoint after `step` steps under `root`."""
-    return root / f"{PREFIX}{step:09d}"
-
-
-def latest(root: Path) -> Path | None:
-    """The newest whole checkpoint under `root`; None when there is none."""
-    return max(root.glob(f"{PREFIX}*"), default=None)
 
 
 class _NotDrawn(TorchFunctionMode):

@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
+from nachim.model.weights import PREFIX, WEIGHTS, path_at
+from nachim.model.weights import latest as latest
 from nachim.spec import UserError
 from nachim.spec.disk import full_disk_is_an_error
 from nachim.train.step import Stepper
 
-PREFIX = "step-"
 # What the two libraries raise when a file cannot be written or read: no OSError, and torch's is not even an Exception.
 REFUSED = (SafetensorError, CheckpointException)
 
@@ -34,19 +35,9 @@ class Progress:
     threads: int = 0
 
 
-def path_at(root: Path, step: int) -> Path:
-    """Folder of the checkpoint after `step` steps under `root`."""
-    return root / f"{PREFIX}{step:09d}"
-
-
 def step_of(path: Path) -> int:
     """The step of a checkpoint folder."""
     return int(path.name.removeprefix(PREFIX))
-
-
-def latest(root: Path) -> Path | None:
-    """The newest whole checkpoint under `root`; None when there is none."""
-    return max(root.glob(f"{PREFIX}*"), default=None)
 
 
 def save(root: Path, stepper: Stepper, progress: Progress, keep: frozenset[int]) -> Path:
@@ -58,7 +49,7 @@ def save(root: Path, stepper: Stepper, progress: Progress, keep: frozenset[int])
             if not final.exists():
                 shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had this number
                 temporary.mkdir(parents=True)
-                save_file(_contiguous(stepper), temporary / "weights.safetensors")
+                save_file(_contiguous(stepper), temporary / WEIGHTS)
                 state = {"optimizer": stepper.optimizer.state_dict(), "progress": vars(progress)}
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # it says that one process saves: so it does
@@ -84,7 +75,7 @@ def prune(root: Path, keep: frozenset[int]) -> None:
 def load(path: Path, stepper: Stepper) -> Progress:
     """Put the state of `path` into `stepper`. Raises UserError when it is not a checkpoint of the same shapes."""
     try:
-        weights = load_file(path / "weights.safetensors")
+        weights = load_file(path / WEIGHTS)
         _materialise(stepper)
         progress = Progress()
         state = {"optimizer": stepper.optimizer.state_dict(), "progress": vars(progress)}

@@ -46,6 +46,10 @@ NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 """Said in a new config: unsaid, a family's own numbers would be taken, which may be beyond the vocabulary."""
 
 
+UNLIKE = (AttributeError, LookupError, StopIteration, TypeError, ValueError)
+"""What a family's `to_config` meets in parts that are of other kinds than its own: it need not look out for them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A Hugging Face checkpoint whose tensors were found whole, and have not been read yet."""
@@ -166,7 +170,7 @@ def _written(family: Family, decoder: Decoder, context: int, rest: dict[str, Any
     try:
         own = {"model_type": family.model_type, **family.to_config(decoder, context)}
         said = family.to_spec(Config({**rest, **own}))
-    except (AttributeError, KeyError, UserError):  # its parts lack what the family's have, or have other values
+    except UNLIKE:
         return {}, []
     ways = [f"{way.path} is {way.new}, not {way.old}" for way in diff(unrolled(said), unrolled(decoder))]
     return {**NO_TOKENS, **rest, "architectures": [family.architecture], **own}, ways
