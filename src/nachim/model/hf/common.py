@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from nachim.model.hf.config import Config
-from nachim.model.hf.rules import Rule, cat, module
-from nachim.spec import MLP, Attention, Decoder, Gated, GeGLU, Part, Pattern, SwiGLU
+from nachim.model.hf.rules import STACK, Rule, cat, groups, module, rule
+from nachim.spec import MLP, Attention, Decoder, Gated, GeGLU, MoE, Part, Pattern, SwiGLU
 from nachim.spec.model import Block
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -121,6 +121,16 @@ def gated_rules(ours: str = "ffn", theirs: str = "mlp", bias: bool = False) -> I
     """A gated feed-forward of three matrices."""
     yield from module(f"{ours}.gate_up", (f"{theirs}.gate_proj", f"{theirs}.up_proj"), cat(1, 1), bias=bias)
     yield from module(f"{ours}.down", f"{theirs}.down_proj", bias=bias)
+
+
+def expert_rules(
+    part: MoE, theirs: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+) -> Iterator[Rule]:
+    """Experts of three matrices each."""
+    names = [f"{theirs}.{number}." for number in range(part.experts)]
+    both = [f"{name}{half}.weight" for name in names for half in (gate, up)]
+    yield rule("ffn.experts.gate_up.weight", both, groups(2, cat(1, 1)).then(STACK))
+    yield rule("ffn.experts.down.weight", [f"{name}{down}.weight" for name in names], STACK)
 
 
 def outer_rules() -> Iterator[Rule]:

@@ -9,19 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from nachim.model.hf.common import gated_rules, outer_rules, over_layers, read_shape, write_shape
+from nachim.model.hf.common import expert_rules, gated_rules, outer_rules, over_layers, read_shape, write_shape
 from nachim.model.hf.config import Config
 from nachim.model.hf.family import Family
 from nachim.model.hf.rope import read_rope, write_rope
 from nachim.model.hf.rules import (
     KEEP,
-    STACK,
     Rule,
     Tensors,
     Transform,
-    cat,
     each,
-    groups,
     half_split,
     layers,
     module,
@@ -215,11 +212,8 @@ def ends_turned(own: int, turned: int) -> Transform:
 
 
 def _expert_rules(part: MoE) -> Iterator[Rule]:
-    experts = [f"mlp.experts.{number}." for number in range(part.experts)]
-    both = [f"{name}{half}_proj.weight" for name in experts for half in ("gate", "up")]
-    yield rule("ffn.experts.gate_up.weight", both, groups(2, cat(1, 1)).then(STACK))
-    yield rule("ffn.experts.down.weight", [f"{name}down_proj.weight" for name in experts], STACK)
     yield from module("ffn.router", "mlp.gate")
+    yield from expert_rules(part, "mlp.experts")
     if part.bias_step is not None:
         yield rule("ffn.router.selection_bias", "mlp.gate.e_score_correction_bias")
     yield from gated_rules("ffn.shared", "mlp.shared_experts")

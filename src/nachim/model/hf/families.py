@@ -13,12 +13,17 @@ from nachim.model.hf import (
     gpt2,
     gpt_neox,
     gpt_oss,
+    jamba,
     llama,
+    mamba,
+    mamba2,
     mistral,
+    mixtral,
     mpt,
     olmo2,
     phi3,
     qwen,
+    qwen_moe,
     smollm3,
     stablelm,
     starcoder2,
@@ -30,7 +35,9 @@ from nachim.spec.error import nearest
 FILES = (
     llama,
     mistral,
+    mixtral,
     qwen,
+    qwen_moe,
     gemma,
     smollm3,
     phi3,
@@ -45,6 +52,9 @@ FILES = (
     cohere,
     gpt_oss,
     deepseek,
+    mamba,
+    mamba2,
+    jamba,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for file in FILES for family in file.FAMILIES}
 """Every family by its model_type; a decoder is written in the first that can express it."""
