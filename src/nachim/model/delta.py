@@ -24,8 +24,7 @@ FASTEST, STEPS = 16.0, (0.001, 0.1)
 class GatedDeltaNetModule(nn.Module):
     """y_t = q_t S_t, S_t = a_t S_(t-1) + k_t b_t (v_t - a_t k_t S_(t-1)), decay a, strength b (2412.06464, eq. 10).
 
-    Queries and keys have length 1 (queries over sqrt(d_key)), heads are normalised and then gated; order is told by the
-    state alone.
+    Queries and keys have length 1, heads are normalised and then gated; order is told by the state alone.
     """
 
     def __init__(self, part: GatedDeltaNet, d_model: int) -> None:
@@ -36,7 +35,9 @@ class GatedDeltaNetModule(nn.Module):
         self.convolution = Convolution(part.channels, part.d_conv, bias=False)
         self.log_rate = nn.Parameter(torch.empty(part.n_heads))
         self.step_bias = nn.Parameter(torch.empty(part.n_heads))
-        self.norm = rms_norm(part.d_value, eps=1e-6)
+        self.norm = rms_norm(
+            part.d_value, eps=1e-6 * part.d_key
+        )  # of queries not over sqrt(d_key)
         self.out = nn.Linear(part.values, d_model, bias=False)
 
     def draw(self, generator: torch.Generator) -> None:
@@ -53,13 +54,9 @@ class GatedDeltaNetModule(nn.Module):
         part = self.part
         mixed_BTC, gate_BTV = self.qkvz(x_BTD).split((part.channels, part.values), -1)
         mixed_BTC = F.silu(self.convolution(mixed_BTC, frame, memory))
-        rows = (part.n_key_heads, part.n_key_heads, part.n_heads)
-        widths = (part.keys, part.keys, part.values)
-        q_BGTE, k_BGTE, v_BHTF = (
-            wide(piece).unflatten(-1, (heads, -1)).transpose(1, 2)
-            for piece, heads in zip(mixed_BTC.split(widths, -1), rows, strict=True)
-        )
-        q_BGTE, k_BGTE = unit(q_BGTE) * part.d_key**-0.5, unit(k_BGTE)
+        keys_BTC, values_BTC = wide(mixed_BTC).split((2 * part.keys, part.values), -1)
+        q_BGTE, k_BGTE = unit(keys_BTC.unflatten(-1, (-1, part.d_key))).transpose(1, 2).chunk(2, 1)
+        v_BHTF = values_BTC.unflatten(-1, (-1, part.d_value)).transpose(1, 2)
         strength_BTH, step_BTH = wide(self.rates(x_BTD)).chunk(2, -1)
         log_decay_BTH = -wide(self.log_rate).exp() * F.softplus(step_BTH + self.step_bias)
         state_BHEF = None if memory is None else memory.get("state")

@@ -192,8 +192,10 @@ class Places:
         if self.fresh_BN is None:
             x_BSHE = x_BSHE[:, max(0, past - self.begun) :]
             left = self.begun + self.T - x_BSHE.shape[1]
-            grid = F.pad(x_BSHE, (0, 0, 0, 0, left, places - self.begun - self.T))
-            return grid.unflatten(1, (self.N, self.L))
+            right = places - self.begun - self.T
+            if left or right:
+                x_BSHE = F.pad(x_BSHE, (0, 0, 0, 0, left, right))
+            return x_BSHE.unflatten(1, (self.N, self.L))
         slot_BS = self.slot_BT
         if past:
             before_BP = self.begun_B[:, None] - torch.arange(past, 0, -1, device=x_BSHE.device)

@@ -37,7 +37,9 @@ class LinearAttentionModule(nn.Module):
         if part.decay_rank is not None:
             self.decay_in = nn.Linear(d_model, part.decay_rank, bias=False)
             self.decay_out = nn.Linear(part.decay_rank, keys)
-        self.norm = rms_norm(part.d_value, eps=1e-6)
+        self.norm = rms_norm(
+            part.d_value, eps=1e-6 * part.d_key
+        )  # of scores not over sqrt(d_key)
         self.out = nn.Linear(values, d_model, bias=False)
 
     def forward(self, x_BTD: Tensor, frame: Frame, position: PositionModule, memory: Memory | None = None) -> Tensor:
@@ -46,7 +48,6 @@ class LinearAttentionModule(nn.Module):
         log_decay = self._log_decay(x_BTD)
         if self.part.decay_rank is None:
             q_BHTE, k_BHTE = position.turn(q_BHTE, frame), position.turn(k_BHTE, frame)
-        q_BHTE = q_BHTE * self.part.d_key**-0.5
         state_BHEF = None if memory is None else memory.get("state")
         if state_BHEF is None:
             state_BHEF = v_BHTF.new_zeros(len(x_BTD), self.part.n_heads, self.part.d_key, self.part.d_value)
