@@ -16,18 +16,21 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    MixtralConfig,
     Olmo2Config,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from nachim.model.hf import read_config
+from nachim.model.hf import open_checkpoint, read_config
 from nachim.model.hf.checkpoint import shapes
 from nachim.model.hf.gguf import ARCHS, arch_of, rules_for, write_gguf
 from nachim.model.hf.source import Source, save
 from nachim.spec import Decoder, UserError
-from tests.model.hf.parity import SMALL
+from tests.model.hf.parity import SMALL, reference
 from tests.model.hf.test_llama import LLAMA3
 
 GROUPED = {"num_key_value_heads": 2}
@@ -45,6 +48,16 @@ CONFIGS = {
     ),
     "gpt2": GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64),
     "olmo2": Olmo2Config(**SMALL, tie_word_embeddings=True),
+    "mixtral": MixtralConfig(**SMALL, **GROUPED, num_local_experts=4, tie_word_embeddings=True),
+    "qwen3_moe": Qwen3MoeConfig(
+        **SMALL,
+        **GROUPED,
+        head_dim=12,
+        num_experts=4,
+        moe_intermediate_size=16,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+    ),
     "phi3": Phi3Config(**SMALL, **GROUPED, pad_token_id=0, original_max_position_embeddings=32, rope_parameters=LONG),
 }
 
@@ -93,6 +106,28 @@ def test_every_tensor_is_there_and_comes_back(name, dtype, tmp_path):
     assert facts[f"{prefix}.attention.head_count_kv"] == decoder.blocks[0].mixer.n_kv_heads
     assert facts[f"{prefix}.context_length"] == 64
     assert facts["general.file_type"] == {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}[dtype]
+
+
+READ = ("tied llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "qwen3_moe", "phi3")
+"""Of these transformers reads GGUF files, by code of its own."""
+
+
+@pytest.mark.parametrize("name", READ)
+def test_transformers_reads_the_same_tensors(name, tmp_path):
+    theirs = reference(CONFIGS[name])
+    theirs.save_pretrained(tmp_path / "theirs")
+    opened = open_checkpoint(tmp_path / "theirs")
+    save(opened.weights(), tmp_path / "ours.safetensors")
+    arch = arch_of(opened.family.model_type, opened.decoder, 64)
+    path = tmp_path / "model.gguf"
+    write_gguf(path, arch, opened.decoder, Source([tmp_path / "ours.safetensors"]), 64, {})
+    found = load_gguf_checkpoint(path, return_tensors=True, model_to_load=theirs)["tensors"]
+    expected = theirs.state_dict()
+    if opened.decoder.tied:
+        expected.pop("lm_head.weight")
+    assert set(found) - {"rope_freqs.weight"} == set(expected)
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-6, atol=2e-7 if arch.plus_one else 0)
 
 
 def test_llama_rows_are_pairs_that_turn_together(tmp_path):
@@ -162,6 +197,8 @@ def test_what_the_file_tells_of_gemma_and_phi(tmp_path):
         ("gemma2", {"query_pre_attn_scalar": 99}, "attention.scale is"),
         ("gemma2", {"final_logit_softcapping": None}, "logit_cap is None"),
         ("gemma3", {"layer_types": ["full_attention"] * 6}, "all but every 6th"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "the feed-forward is MoE"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "the feed-forward is SwiGLU"),
         ("phi3", {"sliding_window": 8}, "it has no window, here of 8 tokens"),
         ("olmo2", {"head_dim": 12}, "heads of 12 are not d_model=32"),
     ],

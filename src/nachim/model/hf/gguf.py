@@ -7,7 +7,7 @@ are scaled is partly its own. So each architecture says what it computes, and an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from gguf import RopeScalingType as Stretch
 from gguf.quants import quantize
 from torch import Tensor
 
-from nachim.model.hf.checkpoint import theirs_of
+from nachim.model.hf.checkpoint import theirs_of, untrained
 from nachim.model.hf.rules import KEEP, Rule, Transform, cat, first, half_split, layers, module, rule
 from nachim.spec import (
     FFN,
@@ -30,6 +30,7 @@ from nachim.spec import (
     LayerNorm,
     Llama3Scaling,
     LongRoPE,
+    MoE,
     RoPE,
     SwiGLU,
     UserError,
@@ -45,6 +46,8 @@ TYPES = {
     torch.float16: (GGMLQuantizationType.F16, FileType.MOSTLY_F16),
     torch.bfloat16: (GGMLQuantizationType.BF16, FileType.MOSTLY_BF16),
 }
+WHOLE = (TENSOR_NAMES[T.POS_EMBD], "ffn_gate_inp.")
+"""Matrices that llama.cpp wants in fp32."""
 LOCAL = RoPE(theta=10_000.0)
 """The positions of Gemma 3's local layers, which stand in llama.cpp and not in the file."""
 
@@ -55,10 +58,9 @@ class Arch:
 
     arch: MODEL_ARCH
     rules: Callable[[Decoder], Iterator[Rule]]
-    ffn: FFN = SwiGLU(d_ff=1)
+    usual: Callable[[FFN], FFN | None]
+    """The feed-forward that it computes where a decoder has a given one."""
     biases: tuple[str, ...] = ("none",)
-    ffn_bias: bool = False
-    """Whether its feed-forward may have biases where `ffn` has none."""
     stretches: tuple[type, ...] = (Interpolated, YaRN)
     partial: bool = False
     """Whether a part of each head may turn."""
@@ -96,6 +98,12 @@ def separate(block: Block, order: Transform = KEEP) -> Iterator[Rule]:
     if part.qk_norm:
         yield from module("attention.q_norm", name_of(T.ATTN_Q_NORM))
         yield from module("attention.k_norm", name_of(T.ATTN_K_NORM))
+    if isinstance(block.ffn, MoE):
+        yield from module("ffn.router", name_of(T.FFN_GATE_INP))
+        halves = [name_of(T.FFN_GATE_EXP), name_of(T.FFN_UP_EXP)]
+        yield from module("ffn.experts.gate_up", halves, cat(1, 1, axis=1))
+        yield from module("ffn.experts.down", name_of(T.FFN_DOWN_EXP))
+        return
     yield from module("ffn.gate_up", [name_of(T.FFN_GATE), name_of(T.FFN_UP)], cat(1, 1), bias=block.ffn.bias)
     yield from module("ffn.down", name_of(T.FFN_DOWN), bias=block.ffn.bias)
 
@@ -142,30 +150,47 @@ def fused_rules(decoder: Decoder) -> Iterator[Rule]:
     yield from layers(decoder, "blk.{}.", block_rules)
 
 
-LLAMA = Arch(
-    MODEL_ARCH.LLAMA,
-    llama_rules,
-    biases=("none", "all"),
-    ffn_bias=True,
-    stretches=(Interpolated, YaRN, Llama3Scaling),
-)
-GEMMA = {"ffn": GeGLU(d_ff=1), "plus_one": True}
+def silu(ffn: FFN) -> FFN:
+    """Gated by SiLU."""
+    return SwiGLU(d_ff=ffn.d_ff)
+
+
+def silu_or_biased(ffn: FFN) -> FFN:
+    """Gated by SiLU, with biases or without."""
+    return SwiGLU(d_ff=ffn.d_ff, bias=getattr(ffn, "bias", False))
+
+
+def gelu(ffn: FFN) -> FFN:
+    """Gated by GELU's approximation."""
+    return GeGLU(d_ff=ffn.d_ff)
+
+
+def wide_gelu(ffn: FFN) -> FFN:
+    """GELU's approximation without a gate."""
+    return MLP(d_ff=ffn.d_ff, activation="gelu_tanh", bias=True)
+
+
+def routed(ffn: FFN) -> FFN | None:
+    """SwiGLU experts whose gates add up to 1."""
+    if not isinstance(ffn, MoE):
+        return None
+    return MoE(d_ff=ffn.d_ff, experts=ffn.experts, active=ffn.active, renormalise=True)
+
+
+STRETCHES = (Interpolated, YaRN, Llama3Scaling)
+LLAMA = Arch(MODEL_ARCH.LLAMA, llama_rules, silu_or_biased, biases=("none", "all"), stretches=STRETCHES)
 ARCHS = {
     "llama": LLAMA,
     "mistral": LLAMA,
-    "qwen2": Arch(MODEL_ARCH.QWEN2, plain_rules, biases=("qkv",)),
-    "qwen3": Arch(MODEL_ARCH.QWEN3, plain_rules),
-    "gemma2": Arch(MODEL_ARCH.GEMMA2, plain_rules, period=2, capped=True, **GEMMA),
-    "gemma3_text": Arch(MODEL_ARCH.GEMMA3, plain_rules, period=6, **GEMMA),
-    "olmo2": Arch(MODEL_ARCH.OLMO2, plain_rules, square=True, head=True),
-    "phi3": Arch(MODEL_ARCH.PHI3, fused_rules, stretches=(LongRoPE,), partial=True, square=True),
-    "gpt2": Arch(
-        MODEL_ARCH.GPT2,
-        fused_rules,
-        ffn=MLP(d_ff=1, activation="gelu_tanh", bias=True),
-        biases=("all",),
-        square=True,
-    ),
+    "mixtral": Arch(MODEL_ARCH.LLAMA, llama_rules, routed, stretches=STRETCHES),
+    "qwen2": Arch(MODEL_ARCH.QWEN2, plain_rules, silu, biases=("qkv",)),
+    "qwen3": Arch(MODEL_ARCH.QWEN3, plain_rules, silu),
+    "qwen3_moe": Arch(MODEL_ARCH.QWEN3MOE, plain_rules, routed),
+    "gemma2": Arch(MODEL_ARCH.GEMMA2, plain_rules, gelu, period=2, capped=True, plus_one=True),
+    "gemma3_text": Arch(MODEL_ARCH.GEMMA3, plain_rules, gelu, period=6, plus_one=True),
+    "olmo2": Arch(MODEL_ARCH.OLMO2, plain_rules, silu, square=True, head=True),
+    "phi3": Arch(MODEL_ARCH.PHI3, fused_rules, silu, stretches=(LongRoPE,), partial=True, square=True),
+    "gpt2": Arch(MODEL_ARCH.GPT2, fused_rules, wide_gelu, biases=("all",), square=True),
 }
 """The architecture of each Hugging Face family that llama.cpp has and this writes."""
 
@@ -197,8 +222,7 @@ def _unfit(arch: Arch, decoder: Decoder, context: int) -> Iterator[str]:
 
 def _unfit_block(arch: Arch, block: Block, decoder: Decoder) -> Iterator[str]:
     part, ffn, position = block.mixer, block.ffn, block.position
-    known = replace(ffn, d_ff=1, bias=arch.ffn.bias if arch.ffn_bias else ffn.bias)
-    if known != arch.ffn:
+    if (untrained(ffn) if isinstance(ffn, MoE) else ffn) != arch.usual(ffn):
         yield f"the feed-forward is {ffn}"
     if part.bias not in arch.biases:
         yield f"attention.bias is {part.bias!r}"
@@ -238,8 +262,7 @@ def write_gguf(path: Path, arch: Arch, decoder: Decoder, source: Tensors, contex
     for name, value in {**facts, **tokens}.items():
         getattr(writer, f"add_{name}")(value)
     for name, tensor in found.items():
-        whole = tensor.ndim == 1 or name.startswith(name_of(T.POS_EMBD))
-        kind = F32 if whole else TYPES[tensor.dtype][0]
+        kind = F32 if tensor.ndim == 1 or any(kept in name for kept in WHOLE) else TYPES[tensor.dtype][0]
         data = tensor.detach().float().contiguous().numpy()
         writer.add_tensor(name, data if kind is F32 else quantize(data, kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -300,10 +323,20 @@ def shape_facts(decoder: Decoder, context: int) -> dict[str, Any]:
         "value_length": part.d_head,
         eps: decoder.norm.eps,
         "sliding_window": next((each.mixer.window for each in decoder.blocks if each.mixer.window), None),
+        **(expert_facts(block.ffn) if isinstance(block.ffn, MoE) else {}),
         "attn_logit_softcapping": part.softcap,
         "final_logit_softcapping": decoder.logit_cap,
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def expert_facts(part: MoE) -> dict[str, Any]:
+    """The metadata of experts."""
+    return {
+        "expert_count": part.experts,
+        "expert_used_count": part.active,
+        "expert_feed_forward_length": part.d_ff,
+    }
 
 
 def position_facts(decoder: Decoder) -> dict[str, Any]:

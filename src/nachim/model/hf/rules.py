@@ -39,15 +39,15 @@ TURN = each(lambda x: x.mT.contiguous(), lambda x: x.mT.contiguous())
 """[in, out], as GPT-2 stores a matrix, to [out, in]."""
 
 
-def cat(*rows: int) -> Transform:
-    """Several tensors joined along their first axis into one; `rows` are their sizes, up to a common factor."""
+def cat(*rows: int, axis: int = 0) -> Transform:
+    """Several tensors joined along an axis into one; `rows` are their sizes there, up to a common factor."""
 
     def apart(joined: Tensors) -> Tensors:
         (tensor,) = joined
-        unit = tensor.shape[0] // sum(rows)
-        return tensor.split([unit * size for size in rows])
+        unit = tensor.shape[axis] // sum(rows)
+        return tensor.split([unit * size for size in rows], axis)
 
-    return Transform(lambda parts: (torch.cat(parts),), apart)
+    return Transform(lambda parts: (torch.cat(parts, axis),), apart)
 
 
 STACK = Transform(lambda parts: (torch.stack(parts),), lambda stack: stack[0].unbind())
