@@ -80,11 +80,16 @@ def by_hand(block: RoutedBlock, spec: Decoder, x_TD: Tensor, index: list[int]) -
 @pytest.mark.parametrize("position", [RoPE(theta=30.0), NoPosition()], ids=["rotary", "none"])
 def test_training_works_on_the_best_of_each_sequence(position):
     spec = replace(BASE, position=position)
-    block, x_BTD = drawn(spec).train().blocks[1], torch.randn(2, 8, spec.d_model)
+    block, x_BTD = drawn(spec).train().blocks[1], torch.randn(2, 8, spec.d_model, requires_grad=True)
     scores = x_BTD @ block.router.weight[0]
     best = [sorted(sorted(range(8), key=lambda t, row=row: -row[t])[:4]) for row in scores.tolist()]
     expected = torch.stack([by_hand(block, spec, x_TD, index) for x_TD, index in zip(x_BTD, best, strict=True)])
-    torch.testing.assert_close(block(x_BTD, Frame((2, 8), x_BTD.device)), expected, rtol=1e-5, atol=1e-5)
+    found = block(x_BTD, Frame((2, 8), x_BTD.device))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    inputs = (x_BTD, block.router.weight)
+    gradients = [torch.autograd.grad(answer.square().sum(), inputs, retain_graph=True) for answer in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     targets = torch.tensor([[float(t in index) for t in range(8)] for index in best])
     entropy = -(targets * scores.sigmoid().log() + (1 - targets) * (1 - scores.sigmoid()).log()).mean()
     torch.testing.assert_close(block.auxiliary, HALF.causal_loss * entropy)
