@@ -1,9 +1,9 @@
 """Exact attention whose memory grows with the tokens, not with their square.
 
-torch's fused kernel (`scaled_dot_product_attention`) does what it can: the plain causal case, and any mask or additive
-bias. Where a score is capped or a head has a sink it cannot: FlexAttention does on a GPU, and a form that takes the
-queries in chunks and computes each chunk's scores again in the backward pass does everywhere. Chunks also keep masks
-small, and let a window cost what it admits (arXiv 2004.05150, sec. 3.1). `plain_attention` is the n x n reference.
+torch's fused kernel (`scaled_dot_product_attention`) does what it can: the plain causal case, any mask or additive
+bias, and sinks, once they are a token more. A cap on the scores it cannot: FlexAttention does on a GPU, and a form that
+takes the queries in chunks and makes each chunk's scores again in the backward pass does everywhere. Chunks also keep
+masks small, and let a window cost what it admits (arXiv 2004.05150, sec. 3.1). `plain_attention` is the n x n form.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from nachim.model.frame import Frame
 from nachim.model.position import PositionModule
 
-CHUNK = 256
+CHUNK = 128
 """Queries taken at once where not all are: their scores, times all keys, are what stands in memory."""
 FLEX_WIDTH = 16
 """The narrowest head FlexAttention's kernel takes."""
@@ -52,57 +52,126 @@ def attend(
     sink stands in its denominator alone.
     """
     T, keys = q_BHTE.shape[2], k_BKSE.shape[2]
-    fused = rule.softcap is None and sinks_H is None
     whole = rule.window is None or rule.window >= keys
     biased = type(position).bias is not PositionModule.bias
-    if fused and not biased and whole and keys == T and frame.documents_BS is None:
-        grouped = q_BHTE.shape[1] != k_BKSE.shape[1]
-        return F.scaled_dot_product_attention(
-            q_BHTE, k_BKSE, v_BKSE, is_causal=True, enable_gqa=grouped, scale=rule.scale
-        )
+    plain = whole and not biased and keys == T and frame.documents_BS is None
+    if plain and rule.softcap is None:
+        return fused(q_BHTE, k_BKSE, v_BKSE, None, rule, sinks_H, causal=True)
     if q_BHTE.is_cuda and T > CHUNK and not biased and q_BHTE.shape[-1] >= FLEX_WIDTH:
         return flex(q_BHTE, k_BKSE, v_BKSE, frame, rule, sinks_H)
-    return chunked(q_BHTE, k_BKSE, v_BKSE, frame, _Chunk(position, rule, fused, biased), sinks_H)
+    return chunked(q_BHTE, k_BKSE, v_BKSE, Chunks(frame, position, rule, keys), sinks_H)
 
 
-class _Chunk:
-    """Attention of some queries, whose mask is small enough to stand in memory."""
+def fused(
+    q_BHTE: Tensor,
+    k_BKSE: Tensor,
+    v_BKSE: Tensor,
+    added: Tensor | None,
+    rule: Rule,
+    sinks_H: Tensor | None,
+    causal: bool = False,
+) -> Tensor:
+    """softmax(q.k scale + added) v by torch's kernel, [B, H, T, E]; `causal` is a mask of as many keys as queries."""
+    E, scale = q_BHTE.shape[-1], rule.scale
+    if sinks_H is not None:
+        scale = E**-0.5 if scale is None else scale
+        q_BHTE, k_BKSE, v_BKSE = with_sink(q_BHTE, k_BKSE, v_BKSE, sinks_H, scale, causal)
+        added = None if added is None else F.pad(added, (1, 0))
+    grouped = q_BHTE.shape[1] != k_BKSE.shape[1]
+    y_BHTE = F.scaled_dot_product_attention(
+        q_BHTE, k_BKSE, v_BKSE, added, is_causal=causal, enable_gqa=grouped, scale=scale
+    )
+    return y_BHTE if sinks_H is None else y_BHTE[:, :, int(causal) :, :E]
 
-    def __init__(self, position: PositionModule, rule: Rule, fused: bool, biased: bool) -> None:
-        self.position, self.rule, self.fused, self.biased = position, rule, fused, biased
+
+def with_sink(
+    q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sinks_H: Tensor, scale: float, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A token before all others whose score is the head's sink and whose value is 0: one channel more tells it apart.
+
+    Where the mask is `causal` that token asks too, so that there are as many keys as queries.
+    """
+    B, H, T, E = q_BHTE.shape
+    sinks_BHT1 = sinks_H.to(q_BHTE.dtype)[:, None, None].expand(B, H, T, 1)
+    token_F = F.pad(k_BKSE.new_full((1,), 1 / scale), (E, 0))
+    q_BHTF = F.pad(torch.cat((q_BHTE, sinks_BHT1), -1), (0, 0, int(causal), 0))
+    k_BKSF = torch.cat((token_F.expand(*k_BKSE.shape[:2], 1, E + 1), F.pad(k_BKSE, (0, 1))), 2)
+    return q_BHTF, k_BKSF, F.pad(v_BKSE, (0, 1, 1, 0))
+
+
+def capped(
+    q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, added: Tensor | None, rule: Rule, sinks_H: Tensor | None
+) -> Tensor:
+    """softmax(cap(q.k scale) + added) v, [B, H, T, E], its softmax in fp32 at least; all scores stand in memory."""
+    B, H, T, E = q_BHTE.shape
+    K, cap = k_BKSE.shape[1], rule.softcap
+    added = q_BHTE.new_zeros(1, 1, T, k_BKSE.shape[2]) if added is None else added
+    if sinks_H is not None:  # a token more, whose score is 0 but for what is added
+        k_BKSE, v_BKSE = F.pad(k_BKSE, (0, 0, 1, 0)), F.pad(v_BKSE, (0, 0, 1, 0))
+        added = added.expand(-1, H, -1, -1)
+        added = torch.cat((sinks_H.to(added.dtype)[:, None, None].expand(*added.shape[:3], 1), added), -1)
+    q_BHTE = q_BHTE * ((E**-0.5 if rule.scale is None else rule.scale) / cap)
+    score = q_BHTE.reshape(B, K, -1, E) @ k_BKSE.transpose(-1, -2)  # heads of a group as rows: keys are not repeated
+    score_BHTS = score.to(torch.promote_types(score.dtype, torch.float32)).tanh().view(B, H, T, -1)
+    weight = torch.add(added, score_BHTS, alpha=cap).softmax(-1).to(v_BKSE.dtype)
+    return (weight.view(B, K, -1, weight.shape[-1]) @ v_BKSE).view(B, H, T, E)
+
+
+class Chunks:
+    """The new tokens of one attention over `keys` tokens in all, some of them at a time."""
+
+    def __init__(self, frame: Frame, position: PositionModule, rule: Rule, keys: int) -> None:
+        self.frame, self.position, self.rule, self.keys = frame, position, rule, keys
+        self.biased = type(position).bias is not PositionModule.bias
+
+    @property
+    def remade(self) -> bool:
+        """Whether what chunks would keep for the backward pass beside queries, keys and values is too much."""
+        if self.rule.softcap is not None:
+            return True
+        wide = self.rule.window is not None and self.rule.window > 2 * CHUNK  # copies of keys, one a chunk
+        return self.frame.T > CHUNK and (wide or self.biased or self.frame.documents_BS is not None)
+
+    def reach(self, begin: int, end: int) -> int:
+        """How many tokens, up to new token `end`, one of the new tokens from `begin` on may see."""
+        frame, window = self.frame, self.rule.window
+        seen = self.keys - frame.T + end
+        if window is not None:
+            seen = min(seen, end - begin + window - 1)
+        return seen if frame.behind is None else min(seen, end - begin + frame.behind[begin])
 
     def __call__(
         self,
         q_BHTE: Tensor,
-        k_BKSE: Tensor,
-        v_BKSE: Tensor,
+        k_pieces: tuple[Tensor, ...],
+        v_pieces: tuple[Tensor, ...],
         sinks_H: Tensor | None,
-        whole: Frame,
         begin: int,
         end: int,
     ) -> Tensor:
-        """As `attend`, of the new tokens of `whole` from `begin` to `end`."""
-        H, keys = q_BHTE.shape[1], k_BKSE.shape[2]
-        frame = whole if end - begin == whole.T else whole.part(begin, end)
-        bias = self.position.bias(frame, keys, H)
-        mask = self._mask(frame, keys, q_BHTE.dtype, whole)
-        added = mask if bias is None else bias.to(q_BHTE.dtype) if mask is None else mask + bias.to(q_BHTE.dtype)
-        if self.fused:
-            grouped = k_BKSE.shape[1] != H
-            scale = self.rule.scale
-            return F.scaled_dot_product_attention(q_BHTE, k_BKSE, v_BKSE, added, enable_gqa=grouped, scale=scale)
-        return weighed(q_BHTE, k_BKSE, v_BKSE, added, self.rule, sinks_H)
+        """As `attend`, of the new tokens from `begin` to `end`; keys and values in pieces, up to the last new token."""
+        keys, frame = self.reach(begin, end), self.frame
+        frame = frame if end - begin == frame.T else frame.part(begin, end)
+        k_BKSE, v_BKSE = torch.cat(k_pieces, 2)[:, :, -keys:], torch.cat(v_pieces, 2)[:, :, -keys:]
+        added = self._mask(frame, keys, q_BHTE.dtype)
+        bias = self.position.bias(frame, keys, q_BHTE.shape[1])
+        if bias is not None:
+            bias = bias.to(q_BHTE.dtype)
+            added = bias if added is None else added + bias
+        return (fused if self.rule.softcap is None else capped)(q_BHTE, k_BKSE, v_BKSE, added, self.rule, sinks_H)
 
-    def _mask(self, frame: Frame, keys: int, dtype: torch.dtype, whole: Frame) -> Tensor | None:
-        """0 where a token may be attended to and -inf elsewhere, [B or 1, 1, T, keys]; None where it is 0."""
-        window = self.rule.window
-
-        def make() -> Tensor | None:
-            return additive(frame.allowed(window, keys), dtype)
-
-        if frame.documents_BS is not None and frame is not whole:
-            return make()
-        return whole.once(("additive", window, frame.T, keys, dtype), make)  # without documents chunks share it
+    def _mask(self, frame: Frame, keys: int, dtype: torch.dtype) -> Tensor | None:
+        """0 where a token may be attended to and -inf elsewhere, [B or 1, 1, T, keys]; None where it is 0 all over."""
+        window, whole = self.rule.window, self.frame
+        if frame.documents_BS is not None:
+            return frame.once(("additive", window, keys, dtype), lambda: additive(frame.allowed(window, keys), dtype))
+        rows = min(CHUNK, whole.T)
+        most = self.keys if window is None else min(self.keys, rows + window - 1)
+        band = whole.once(  # counted from its end it is that of every chunk, in every layer
+            ("band", window, most, dtype),
+            lambda: additive(whole.part(whole.T - rows, whole.T).allowed(window, most), dtype),
+        )
+        return None if band is None else band[..., -frame.T :, -keys:]
 
 
 def additive(allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -110,80 +179,42 @@ def additive(allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if allowed is None else torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, float("-inf"))
 
 
-def weighed(
-    q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, added: Tensor | None, rule: Rule, sinks_H: Tensor | None
-) -> Tensor:
-    """softmax(cap(q.k scale) + added) v, [B, H, T, E], its softmax in fp32 at least; all scores stand in memory."""
-    B, H, T, E = q_BHTE.shape
-    K = k_BKSE.shape[1]
-    scale = E**-0.5 if rule.scale is None else rule.scale
-    score = q_BHTE.reshape(B, K, -1, E) @ k_BKSE.transpose(-1, -2)  # heads of a group as rows: keys are not repeated
-    score_BHTS = score.view(B, H, T, -1).to(torch.promote_types(score.dtype, torch.float32)) * scale
-    if rule.softcap is not None:
-        score_BHTS = rule.softcap * torch.tanh(score_BHTS / rule.softcap)
-    if added is not None:
-        score_BHTS = score_BHTS + added
-    weight = score_BHTS.softmax(-1).to(q_BHTE.dtype)
-    y_BHTE = (weight.view(B, K, -1, weight.shape[-1]) @ v_BKSE).view(B, H, T, E)
-    return y_BHTE if sinks_H is None else drained(y_BHTE, score_BHTS.logsumexp(-1), sinks_H)
-
-
-def drained(y_BHTE: Tensor, logsumexp_BHT: Tensor, sinks_H: Tensor) -> Tensor:
-    """What is left to the values when a sink takes part in the softmax: times e^lse / (e^lse + e^sink)."""
-    share_BHT = torch.sigmoid(logsumexp_BHT - sinks_H[:, None].to(logsumexp_BHT.dtype))
-    return y_BHTE * share_BHT[..., None].to(y_BHTE.dtype)
-
-
-def chunked(
-    q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, frame: Frame, kernel: _Chunk, sinks_H: Tensor | None
-) -> Tensor:
+def chunked(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, chunks: Chunks, sinks_H: Tensor | None) -> Tensor:
     """As `attend`, `CHUNK` queries at a time, each with the keys that one of them may see.
 
-    What a chunk keeps for the backward pass is its queries, keys and values: a mask that all chunks share is kept
-    beside them, any other is made again, with the scores.
+    Keys go in as pieces, so that the gradient of each is summed over the chunks that saw it and no others.
     """
     T = q_BHTE.shape[2]
-    past, begins = k_BKSE.shape[2] - T, range(0, T, CHUNK)
-    sizes = [past, *(min(CHUNK, T - begin) for begin in begins)]
+    begins = range(0, T, CHUNK)
+    sizes = [k_BKSE.shape[2] - T, *(min(CHUNK, T - begin) for begin in begins)]
     k_pieces, v_pieces = k_BKSE.split(sizes, 2), v_BKSE.split(sizes, 2)
-    varied = len(begins) > 1 and (kernel.biased or frame.documents_BS is not None)
-    remade = torch.is_grad_enabled() and (varied or not kernel.fused)
     outs = []
-    for number, begin in enumerate(begins):
+    for number, begin in enumerate(begins, 1):
         end = min(begin + CHUNK, T)
-        seen = reach(frame, begin, end, past, kernel.rule.window)
-        k, v = (last(pieces[: number + 2], seen) for pieces in (k_pieces, v_pieces))
-        inputs = q_BHTE[:, :, begin:end], k, v, sinks_H, frame, begin, end
-        if remade:
-            outs.append(checkpoint(kernel, *inputs, use_reentrant=False, preserve_rng_state=False))
+        first, left = number, chunks.reach(begin, end)
+        while left > sizes[first]:
+            left -= sizes[first]
+            first -= 1
+        seen = slice(first, number + 1)
+        inputs = q_BHTE[:, :, begin:end], k_pieces[seen], v_pieces[seen], sinks_H, begin, end
+        if chunks.remade and torch.is_grad_enabled():
+            outs.append(checkpoint(chunks, *inputs, use_reentrant=False, preserve_rng_state=False))
         else:
-            outs.append(kernel(*inputs))
+            outs.append(chunks(*inputs))
     return torch.cat(outs, 2)
 
 
-def last(pieces: tuple[Tensor, ...], count: int) -> Tensor:
-    """The last `count` tokens of [B, K, ., E] pieces."""
-    taken, have = [], 0
-    for piece in reversed(pieces):
-        if have >= count:
-            break
-        taken.append(piece)
-        have += piece.shape[2]
-    return torch.cat(taken[::-1], 2)[:, :, have - count :]
-
-
-def reach(frame: Frame, begin: int, end: int, past: int, window: int | None) -> int:
-    """How many tokens, up to new token `end`, one of the new tokens from `begin` on may see."""
-    seen = past + end
-    if window is not None:
-        seen = min(seen, end - begin + window - 1)
-    return seen if frame.behind is None else min(seen, end - begin + frame.behind[begin])
-
-
 def flex(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, frame: Frame, rule: Rule, sinks_H: Tensor | None) -> Tensor:
-    """As `attend` without a position's bias, by FlexAttention (arXiv 2412.05496): blocks that nobody sees are skipped."""
+    """As `attend` without a position's bias, by FlexAttention (arXiv 2412.05496), which skips blocks nobody sees.
+
+    A sink leaves the values e^lse / (e^lse + e^sink) of their mix, lse being the log of the softmax's denominator.
+    """
     T, keys = q_BHTE.shape[2], k_BKSE.shape[2]
-    past, skipped, documents_BS, window, cap = keys - T, frame.S - keys, frame.documents_BS, rule.window, rule.softcap
+    past, skipped, documents_BS, window = keys - T, frame.S - keys, frame.documents_BS, rule.window
+    # a number that differs between layers would be compiled for each
+    cap = torch.tensor(
+        rule.softcap or 1.0, dtype=torch.promote_types(q_BHTE.dtype, torch.float32), device=q_BHTE.device
+    )
 
     def allowed(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         may = key <= query + past
@@ -193,29 +224,32 @@ def flex(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, frame: Frame, rule: Rul
             may = may & (documents_BS[b, query + past + skipped] == documents_BS[b, key + skipped])
         return may
 
-    def capped(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def bounded(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return cap * torch.tanh(score / cap)
 
     rows = None if documents_BS is None else frame.B
     masks = fastest(create_block_mask, q_BHTE.is_cuda)
     mask = frame.once(("blocks", window, keys), lambda: masks(allowed, rows, None, T, keys, q_BHTE.device))
-    y_BHTE, aux = fastest(flex_attention, q_BHTE.is_cuda)(
+    found = fastest(flex_attention, q_BHTE.is_cuda)(
         q_BHTE,
         k_BKSE,
         v_BKSE,
-        score_mod=None if cap is None else capped,
+        score_mod=None if rule.softcap is None else bounded,
         block_mask=mask,
         scale=rule.scale,
         enable_gqa=q_BHTE.shape[1] != k_BKSE.shape[1],
-        return_aux=AuxRequest(lse=True),
+        return_aux=None if sinks_H is None else AuxRequest(lse=True),
     )
-    return y_BHTE if sinks_H is None else drained(y_BHTE, aux.lse, sinks_H)
+    if sinks_H is None:
+        return found
+    y_BHTE, aux = found
+    return y_BHTE * torch.sigmoid(aux.lse - sinks_H[:, None].to(aux.lse.dtype))[..., None].to(y_BHTE.dtype)
 
 
 @functools.cache
 def fastest(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    """`function`, compiled once for all shapes where that is asked for."""
-    return torch.compile(function, dynamic=True) if compiled else function
+    """`function`, compiled where that is asked for."""
+    return torch.compile(function) if compiled else function
 
 
 def plain_attention(
