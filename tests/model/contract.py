@@ -65,7 +65,7 @@ def hold_cache(spec: Decoder, model: DecoderModule, ids_BT: Tensor, whole_BTV: T
 
 def hold_documents(model: DecoderModule, ids_BT: Tensor) -> None:
     """A packed document gives what it gives alone, with and without a cache that ends inside it."""
-    documents_BT = torch.tensor([[4] * 5 + [1] * 1 + [2] * (T - 6), [0] * 9 + [3] * (T - 9)])
+    documents_BT = torch.tensor([[4] * 5 + [1] * 1 + [4] * (T - 6), [0] * 9 + [3] * (T - 9)])
     packed_BTV = model(ids_BT, documents_BT)
     cache = model.start()
     parts = zip(ids_BT.split([7, 4, T - 11], 1), documents_BT.split([7, 4, T - 11], 1), strict=True)

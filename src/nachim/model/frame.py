@@ -30,7 +30,7 @@ class Frame:
         self.B, self.T = shape
         self.start, self.S = start, start + self.T
         self.device = device
-        self.documents_BS = documents_BS
+        self.documents_BS = None if documents_BS is None else _runs(documents_BS)
         self._given = positions
         self._memo: dict[Hashable, Any] = {}
 
@@ -46,8 +46,7 @@ class Frame:
         return (index_S - begins_BS)[:, self.start :]
 
     def _begins_BS(self) -> Tensor:
-        same_BS = self.documents_BS[:, 1:] == self.documents_BS[:, :-1]
-        return torch.cat((same_BS.new_ones(self.B, 1), ~same_BS), 1)
+        return _begins(self.documents_BS)
 
     @property
     def placed(self) -> bool:
@@ -108,3 +107,15 @@ class Frame:
         documents = self.documents_BS
         same_BTS = documents[:, self.start :, None] == documents[:, None, self.S - keys :]
         return (same_BTS & allowed)[:, None]
+
+
+def _begins(documents_BS: Tensor) -> Tensor:
+    """Which tokens begin a run of one number."""
+    same_BS = documents_BS[:, 1:] == documents_BS[:, :-1]
+    return torch.cat((same_BS.new_ones(len(documents_BS), 1), ~same_BS), 1)
+
+
+def _runs(documents_BS: Tensor) -> Tensor:
+    """Documents numbered anew, so that a number that comes again is another document; padding stays negative."""
+    run_BS = _begins(documents_BS).cumsum(1)
+    return torch.where(documents_BS < 0, -run_BS, run_BS)
