@@ -7,7 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nachim.model import build
+from nachim.model import attention, build
+from nachim.model.attend import plain_attention
+from nachim.model.frame import Frame
 from nachim.spec import Attention, Decoder, SwiGLU, plain
 from tests.spec.examples import decoder
 
@@ -19,10 +21,20 @@ SHAPES = {
     "previous_key": {"previous_key": True},
     "grouped previous_key qk_norm": {"n_kv_heads": 2, "previous_key": True, "qk_norm": True},
     "multi-query previous_key": {"n_kv_heads": 1, "previous_key": True},
+    "norm over all heads": {"n_kv_heads": 2, "qk_norm": True, "qk_norm_over": "all"},
+    "biases on queries, keys and values": {"n_kv_heads": 2, "previous_key": True, "bias": "qkv"},
+    "biases everywhere": {"n_kv_heads": 2, "bias": "all"},
+    "window that admits all": {"window": 24},
     "heads wider than the model": {"n_heads": 6, "n_kv_heads": 3, "d_head": 10},
     "tied": {"tied": True},
     "deep": {"n_layers": 5, "d_model": 16, "d_head": 4},
 }
+DEFINED = {
+    "cap": {"softcap": 3.0},
+    "sinks": {"sinks": True, "n_kv_heads": 2},
+    "cap, sinks, scale": {"softcap": 3.0, "sinks": True, "scale": 0.2},
+}
+"""Kernels work more than these ask: scores made again, a token more for the sink. Their plain form is counted."""
 LLAMA_3_8B = Decoder(
     vocab_size=128_256,
     d_model=4096,
@@ -51,7 +63,24 @@ def test_declared_flops_are_the_counted_ones(shape, seq_len):
     assert counter.get_total_flops() == declared * ids_BT.numel()
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("shape", DEFINED.values(), ids=DEFINED)
+def test_declared_flops_are_those_of_the_plain_form(shape, monkeypatch):
+    def plain(q, k, v, frame, position, rule, sinks):
+        return plain_attention(q, k, v, None, None, rule, sinks)
+
+    monkeypatch.setattr(attention, "attend", plain)
+    test_declared_flops_are_the_counted_ones(shape, 24)
+
+
+@pytest.mark.parametrize(("window", "seq_len"), [(1, 9), (5, 24), (24, 24), (30, 24), (None, 24)])
+def test_a_window_is_charged_for_the_tokens_it_admits(window, seq_len):
+    part = Attention(n_heads=4, n_kv_heads=2, d_head=8, window=window)
+    allowed = Frame((1, seq_len), torch.device("cpu")).allowed(window)
+    assert part.mixing_flops(seq_len, causal=True) * seq_len == pytest.approx(4 * 4 * 8 * allowed.sum().item())
+    assert part.mixing_flops(seq_len) == 4 * 4 * 8 * allowed.sum(-1).max()
+
+
+@pytest.mark.parametrize("shape", (SHAPES | DEFINED).values(), ids=SHAPES | DEFINED)
 def test_declared_parameters_are_the_counted_ones(shape):
     spec = decoder(**shape)
     counts = {name: weight.numel() for name, weight in build(spec, spec.d_model).named_parameters()}
@@ -96,3 +125,9 @@ def test_the_cache_has_the_size_arithmetic_gives(model, seq_len, gigabytes):
 def test_the_cache_holds_one_key_and_one_value_a_head_a_token_a_layer():
     spec = decoder(n_kv_heads=2, n_layers=3)
     assert spec.cache_bytes(5, 4) == 3 * 5 * 2 * (2 * 8) * 4
+
+
+def test_the_cache_holds_what_a_window_admits_and_the_last_projection_of_a_previous_key():
+    spec = decoder(n_kv_heads=2, n_layers=3, window=4, previous_key=True)
+    assert spec.cache_bytes(3, 4) == 3 * (3 * 2 + 1) * (2 * 8) * 4
+    assert spec.cache_bytes(5, 4) == spec.cache_bytes(500, 4) == 3 * (4 * 2 + 1) * (2 * 8) * 4
