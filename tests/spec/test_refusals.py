@@ -220,6 +220,17 @@ def hybrid(**changes: object) -> Decoder:
     [
         (lambda: dataclasses.replace(LOCAL, window=0), "Attention.window is 0; it must be at least 1, or None for"),
         (lambda: dataclasses.replace(LOCAL, bias="some"), "Attention.bias is 'some', which is not Literal"),
+        (lambda: dataclasses.replace(LOCAL, softcap=0), "Attention.softcap is 0.0; it must be above 0"),
+        (lambda: dataclasses.replace(LOCAL, scale=-1.0), "Attention.scale is -1.0; it must be above 0"),
+        (lambda: dataclasses.replace(LOCAL, qk_norm_eps=0), "Attention.qk_norm_eps is 0.0; it must be above 0"),
+        (
+            lambda: dataclasses.replace(LOCAL, qk_norm=False),
+            "Attention.qk_norm_over is 'all', which needs qk_norm=True",
+        ),
+        (
+            lambda: dataclasses.replace(LOCAL, qk_norm=False, qk_norm_over="head"),
+            "Attention.qk_norm_offset is True, which needs qk_norm=True",
+        ),
         (lambda: dataclasses.replace(LATENT, rank=0), "MLA.rank is 0; it must be above 0"),
         (lambda: dataclasses.replace(LATENT, q_rank=0), "MLA.q_rank is 0; it must be above 0"),
         (lambda: dataclasses.replace(LATENT, d_value=-1), "MLA.d_value is -1; it must be above 0"),
