@@ -13,6 +13,7 @@ from nachim.model import DecoderModule, build  # noqa: F401 - the decoder's modu
 from nachim.model.frame import Frame
 from nachim.model.position import PositionModule
 from nachim.spec import Mixer, NoPosition, Position
+from tests.budget.test_activations import by_autograd
 
 WIDTH = 16
 
@@ -56,6 +57,21 @@ def counted(part: Mixer, x_BTD: Tensor, start: int = 0, memory: dict[str, Tensor
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=mapping) as found:
         module(x_BTD, frame, position_of(), memory)
     return found.get_total_flops()
+
+
+def remembered(part: Mixer, tokens: int = 256, position: Position = NoPosition()) -> float:
+    """Values a token leaves behind for the backward pass in fp32, without the input of the norm before the mixer.
+
+    What all layers share (masks, angles, decays of fixed rates) is little beside them.
+    """
+    module, x_BTD, place = drawn(part), torch.randn(2, tokens, WIDTH).requires_grad_(), position_of(position)
+    return by_autograd(module, x_BTD, lambda x: module(x, framed(x), place)) / x_BTD[..., 0].nbytes
+
+
+def declared(part: Mixer) -> float:
+    """What the part says `remembered` is."""
+    saved = part.saved(WIDTH)
+    return saved.whole + saved.split - WIDTH
 
 
 def _solved(system: Any, right: Any, *_: Any, **__: Any) -> int:

@@ -13,7 +13,7 @@ from nachim.model.delta import chunked, recurrent
 from nachim.model.frame import Frame
 from nachim.spec import GatedDeltaNet, NoPosition, Pattern, UserError
 from tests.model.contract import hold
-from tests.model.mixers import WIDTH, counted, drawn, framed, position_of, run
+from tests.model.mixers import WIDTH, counted, declared, drawn, framed, position_of, remembered, run
 from tests.spec.examples import ATTENTION, decoder
 
 PART = GatedDeltaNet(n_heads=4, n_key_heads=2, d_key=6, d_value=5, d_conv=3, chunk=8)
@@ -156,6 +156,11 @@ def test_what_it_declares_is_what_is_counted(part):
     counted(part, x_BTD, 0, memory)
     assert sum(tensor.nbytes for tensor in memory.values()) == 2 * part.cache_bytes(24, 4)
     assert counted(part, x_BTD[:, :1], 24, memory) == 2 * (matrices + part.decode_flops(25))
+
+
+@pytest.mark.parametrize("part", [PART, replace(PART, n_key_heads=4, d_value=12, chunk=32)])
+def test_what_it_says_of_memory_is_what_autograd_keeps(part):
+    assert declared(part) == pytest.approx(remembered(part), rel=0.03)
 
 
 def test_a_causal_chunk_meets_half_of_itself():

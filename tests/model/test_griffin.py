@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nachim.model.griffin import SHARPNESS, Scan
 from nachim.spec import RGLRU, Attention, GeGLU, Pattern, UserError
 from tests.model.contract import hold
-from tests.model.mixers import WIDTH, counted, drawn, framed, position_of, run
+from tests.model.mixers import WIDTH, counted, declared, drawn, framed, position_of, remembered, run
 from tests.spec.examples import decoder
 
 PART = RGLRU(d_rnn=24, n_blocks=3, d_conv=3)
@@ -164,6 +164,11 @@ def test_what_it_declares_is_what_is_counted(part):
         assert counted(part, tokens_BTD, start, memory) == tokens_BTD[..., 0].numel() * 2 * part.matmul_params(WIDTH)
     assert part.mixing_flops(24) == part.decode_flops(24) == 2 * part.d_rnn * part.d_conv + 2 * part.d_rnn
     assert sum(tensor.nbytes for tensor in memory.values()) == 2 * part.cache_bytes(25, 4)
+
+
+@pytest.mark.parametrize("part", [PART, replace(PART, d_rnn=64, n_blocks=1, d_conv=5)])
+def test_what_it_says_of_memory_is_what_autograd_keeps(part):
+    assert declared(part) == pytest.approx(remembered(part), rel=0.03)
 
 
 def test_decays_begin_where_the_paper_has_them():

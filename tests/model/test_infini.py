@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nachim.model.frame import Frame
 from nachim.spec import ALiBi, InfiniAttention, NoPosition, Pattern, RoPE, UserError
 from tests.model.contract import hold
-from tests.model.mixers import WIDTH, counted, drawn, framed, position_of
+from tests.model.mixers import WIDTH, counted, declared, drawn, framed, position_of, remembered
 from tests.spec.examples import ATTENTION, decoder
 
 PART = InfiniAttention(n_heads=4, n_kv_heads=2, d_head=6, segment=5)
@@ -110,6 +110,12 @@ def test_what_it_declares_is_what_is_counted(part):
     for t in range(24):
         assert counted(part, x_BTD[:, t : t + 1], t, memory) == 2 * (matrices + part.decode_flops(t + 1))
         assert sum(tensor.nbytes for tensor in memory.values()) == 2 * part.cache_bytes(t + 1, 4)
+
+
+@pytest.mark.parametrize("part", [PART, replace(PART, update="linear"), replace(PART, n_kv_heads=4)])
+def test_what_it_says_of_memory_is_what_autograd_keeps(part):
+    part = replace(part, segment=32)
+    assert declared(part) == pytest.approx(remembered(part, position=RoPE()), rel=0.05)
 
 
 @pytest.mark.parametrize("T", [1, 5, 12, 17])

@@ -14,7 +14,7 @@ from nachim.model.frame import Frame
 from nachim.model.linear import SLOWEST_LOG, chunked, parallel, recurrent, retention_log_decay
 from nachim.spec import LinearAttention, NoPosition, Pattern, RoPE, UserError
 from tests.model.contract import hold
-from tests.model.mixers import WIDTH, counted, drawn, framed, position_of, run
+from tests.model.mixers import WIDTH, counted, declared, drawn, framed, position_of, remembered, run
 from tests.spec.examples import ATTENTION, decoder
 
 RETENTION = LinearAttention(n_heads=3, d_key=6, d_value=5, chunk=8)
@@ -156,6 +156,12 @@ def test_what_it_declares_is_what_is_counted(part):
     counted(part, x_BTD, 0, memory)
     assert sum(tensor.nbytes for tensor in memory.values()) == 2 * part.cache_bytes(32, 4)
     assert counted(part, x_BTD[:, :1], 32, memory) == 2 * (matrices + part.decode_flops(33))
+
+
+@pytest.mark.parametrize("part", [RETENTION, replace(RETENTION, gate=False), GATED, replace(GATED, gate=False)])
+def test_what_it_says_of_memory_is_what_autograd_keeps(part):
+    part = replace(part, d_key=16, d_value=24, chunk=32)
+    assert declared(part) == pytest.approx(remembered(part, position=RoPE()), rel=0.05)
 
 
 def test_states_stay_in_fp32_in_a_model_of_fewer_digits():

@@ -41,9 +41,12 @@ class InfiniAttention(Mixer):
         return self.n_heads
 
     def saved(self, d_model: int) -> Saved:
-        queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
-        remade = 3 * queries + 4 * keys
-        return Saved(whole=2 * d_model, cheap_whole=d_model, split=4 * queries + 2 * keys + remade, cheap_split=remade)
+        """As torch's autograd keeps them, the memory before each segment and what the segment writes among them."""
+        queries, keys, delta = self.n_heads * self.d_head, self.n_kv_heads * self.d_head, self.update == "delta"
+        remade, sums = 4 * queries + 3 * keys, 4 * self.n_heads + (1 + 3 * delta) * self.n_kv_heads
+        memories = (1 + delta) * self.n_kv_heads * self.memory / self.segment
+        split = 3 * queries + (2 + delta) * keys + remade + sums + memories
+        return Saved(whole=2 * d_model, cheap_whole=d_model, split=split, cheap_split=remade)
 
     @property
     def memory(self) -> int:

@@ -169,13 +169,15 @@ class LinearAttention(Mixer):
         return self.d_value + (self.n_heads * self.d_key if self.decay_rank is not None else 0)
 
     def saved(self, d_model: int) -> Saved:
+        """As torch's autograd keeps them: scores of chunks, states between, and in GLA keys for every 16 queries."""
         keys, values = self.n_heads * self.d_key, self.n_heads * self.d_value
-        return Saved(
-            whole=2 * d_model + (self.decay_rank or 0),
-            cheap_whole=d_model,
-            split=2 * keys + (3 + 2 * self.gate) * values,
-            cheap_split=(1 + self.gate) * values,
-        )
+        remade, states = 4 * keys + (3 + 2 * self.gate) * values, keys * self.d_value / self.chunk
+        split = remade + self.gate * 2 * (keys + values) + values + self.n_heads * self.chunk + states
+        if self.decay_rank is not None:
+            decays = (6 + 3 * max(1, self.chunk / 16)) * keys
+            remade, split = remade + decays, split + decays + keys + states
+        whole = 2 * d_model + (self.decay_rank or 0)
+        return Saved(whole=whole, cheap_whole=d_model, split=split, cheap_split=remade)
 
     def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
         """The chunked form: scores and mixing inside a chunk, then states written and read."""

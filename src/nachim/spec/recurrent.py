@@ -54,8 +54,13 @@ class GatedDeltaNet(Mixer):
         return self.channels * self.d_conv + 2 * self.n_heads + self.d_value
 
     def saved(self, d_model: int) -> Saved:
-        heads = self.n_heads * (self.chunk + self.d_key + self.d_value)
-        return Saved(whole=2 * d_model, cheap_whole=d_model, split=4 * self.channels + 2 * heads, cheap_split=2 * heads)
+        """As torch's autograd keeps them: the squares of chunks, what each head reads and writes, and its states."""
+        squares, keys = self.n_heads * self.chunk, self.n_heads * self.d_key
+        remade = 3 * self.channels + 4 * squares + 5 * self.values + 2 * keys + 2 * self.keys + 9 * self.n_heads
+        met = 2 * self.n_key_heads * self.chunk + 2 * keys
+        states = keys * self.d_value / self.chunk
+        split = self.channels + remade + met + 5 * self.values + states
+        return Saved(whole=2 * d_model, cheap_whole=d_model, split=split, cheap_split=remade)
 
     def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
         """The chunked form: scores of keys and of queries with keys, what they mix, and the triangular system.
@@ -112,7 +117,8 @@ class RGLRU(Mixer):
         return (2 + 2 + self.d_conv + 1 + 1) * self.d_rnn + d_model
 
     def saved(self, d_model: int) -> Saved:
-        return Saved(whole=2 * d_model, cheap_whole=d_model, split=16 * self.d_rnn, cheap_split=10 * self.d_rnn)
+        """As torch's autograd keeps them: all but the input's projections and the gates follow by elementwise work."""
+        return Saved(whole=2 * d_model, cheap_whole=d_model, split=16 * self.d_rnn, cheap_split=12 * self.d_rnn)
 
     def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
         """Convolution, then one multiply-add of every state value, in scan and in recurrence."""
