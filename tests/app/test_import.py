@@ -104,6 +104,9 @@ def test_wrong_tensors_are_listed_and_nothing_is_written(change, said, tmp_path)
         ({"rope_parameters": {"rope_type": "spiral"}}, "rope_type='spiral'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"num_attention_heads": 5}, "d_head|divide"),
+        ({"num_attention_heads": 0}, "a value of the wrong kind for a llama model: "),
+        ({"hidden_size": "wide", "head_dim": None}, "a value of the wrong kind for a llama model: "),
+        ({"rms_norm_eps": "small"}, "RMSNorm.eps is 'small'"),
     ],
 )
 def test_a_config_that_is_not_computed_exactly_is_refused(changes, said, tmp_path):
@@ -157,6 +160,25 @@ def test_a_name_that_is_not_at_hand_is_refused_offline():
         fetched("nobody/nothing")
     with pytest.raises(UserError, match="OWNER/NAME"):
         fetched("./here/or/there")
+
+
+def test_a_name_is_fetched_with_all_that_is_carried_along(tmp_path, monkeypatch, capsys):
+    folder, asked = checkpoint(tmp_path / "theirs"), []
+
+    def snapshot_download(name, allow_patterns):
+        asked.extend([name, *allow_patterns])
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert taken_in("somebody/something", tmp_path / "run", capsys)["model_type"] == "llama"
+    assert {"somebody/something", "config.json", "*.safetensors", "tokenizer.json"} <= set(asked)
+
+
+def test_a_broken_index_is_refused(tmp_path):
+    folder = checkpoint(tmp_path / "theirs", max_shard_size="20KB")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": 3}}))
+    with pytest.raises(UserError, match="has no 'weight_map'"):
+        import_(str(folder), tmp_path / "run")
 
 
 def test_a_head_written_although_it_is_the_embedding(tmp_path, capsys):

@@ -118,7 +118,12 @@ def read_config(values: dict[str, Any], where: str = CONFIG) -> tuple[Family, Co
     config = Config(values, where)
     if config.values.get("quantization_config"):
         config.refuse("quantization_config", values["quantization_config"], "open the checkpoint that is not quantised")
-    return family, config, family.to_spec(config)
+    try:
+        return family, config, family.to_spec(config)
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{where} has a value of the wrong kind for a {family.model_type} model: {error}") from error
 
 
 def _same_table(decoder: Decoder, family: Family, config: Config, source: Source) -> str | None:

@@ -67,7 +67,7 @@ def tensors_in(folder: Path) -> Source:
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
         named = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(named, dict):
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
             raise UserError(f"{folder / INDEX} has no 'weight_map': copy or download it again")
         files = sorted(set(named.values()))
         if lost := [name for name in files if not (folder / name).is_file()]:
