@@ -57,6 +57,7 @@ from nachim.spec import (
     Schedule,
     Sinusoidal,
     Standard,
+    Start,
     Stdlib,
     SwiGLU,
     Train,
@@ -151,6 +152,7 @@ TRAIN = Train(
     seed=11,
 )
 RUN = Run(model=MODEL, data=DATA, train=TRAIN, validation=Validation(tokens=2048, times=3))
+STARTED = Run(model=MODEL, data=DATA, train=TRAIN, start=Start(folder="runs/first", fingerprint="ab12"))
 MACHINE = Machine(
     name="box",
     device="cuda",
@@ -200,6 +202,8 @@ HYBRID = Decoder(
     mtp=MTP(depth=2, weight=0.1),
 )
 OTHERS: tuple[Part, ...] = (
+    STARTED,
+    STARTED.start,
     LOCAL,
     LATENT,
     STATE,

@@ -26,6 +26,7 @@ VERBS = {
     "train": "nachim.app.train:train",
     "import": "nachim.app.import_:import_",
     "export": "nachim.app.export:export",
+    "convert": "nachim.app.convert:convert",
     "data": "nachim.app.data:data",
     "report": "nachim.app.report:report",
 }

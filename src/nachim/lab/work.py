@@ -17,9 +17,11 @@ from nachim.data.prepare import prepare
 from nachim.data.prepared import TOKENIZER, Prepared
 from nachim.evaluate.bpb import Windows, measure
 from nachim.lab.ladder import Chain, name_of
-from nachim.model import build
+from nachim.model import DecoderModule, build
 from nachim.model.decoder import initialise
-from nachim.spec import Run
+from nachim.model.load import decoder_of, load
+from nachim.model.weights import fingerprint
+from nachim.spec import Run, UserError, diff
 from nachim.spec.disk import read_json, write_text
 from nachim.train import checkpoint
 from nachim.train.guard import Diverged
@@ -57,8 +59,7 @@ def carry_out(run: Run, out: Path, place: Place, on_step: OnStep, share: Share =
     prepared = prepare(run.data, place.cache)
     batches = Batches(prepared, run.data)
     keep_tokenizer(prepared, out)
-    model = build(run.model, run.model.d_model)
-    initialise(model, run.train.seed)
+    model = begin(run, out)
     ids = batches.validation(run.validation.tokens)
     windows = Windows(ids, batches.target_bytes(ids))
     stage = Stage(
@@ -69,6 +70,30 @@ def carry_out(run: Run, out: Path, place: Place, on_step: OnStep, share: Share =
         on_step=lambda step, loss: on_step(run, step, loss),
     )
     return train(run, model, batches.batch, next_token_loss, lambda model: measure(model, windows), out, stage)
+
+
+def begin(run: Run, out: Path) -> DecoderModule:
+    """The model of `run`, its weights drawn, or read where it starts from others'.
+
+    A run that has a checkpoint in `out` needs no start any more. Raises UserError where the start does not fit: another
+    decoder, other weights than it was made with, another tokenizer.
+    """
+    if run.start is None or checkpoint.latest(out / "checkpoint"):
+        model = build(run.model, run.model.d_model)
+        initialise(model, run.train.seed)
+        return model
+    folder = Path(run.start.folder)
+    found = fingerprint(folder)
+    if run.start.fingerprint not in ("", found):
+        raise UserError(f"Start.fingerprint is {run.start.fingerprint}, and the weights in {folder} have {found}")
+    decoder = decoder_of(folder)
+    if decoder != run.model:
+        changes = "; ".join(str(change) for change in diff(run.model, decoder))
+        raise UserError(f"Start.folder is {folder}, which holds another decoder than the run's ({changes})")
+    theirs, ours = (place / TOKENIZER for place in (folder, out))
+    if theirs.is_file() and theirs.read_bytes() != ours.read_bytes():
+        raise UserError(f"Start.folder is {folder}, whose weights know another tokenizer than the run's")
+    return load(folder).train()
 
 
 def keep_tokenizer(prepared: Prepared, out: Path) -> None:

@@ -17,7 +17,7 @@ from nachim.spec.pattern import MixtureOfDepths, Pattern
 from nachim.spec.position import FIRE, ALiBi, Learned, MRoPE, NoPosition, Position, RoPE, Sinusoidal
 from nachim.spec.recurrent import RGLRU, GatedDeltaNet
 from nachim.spec.residual import OutputNorm, Parallel, PostNorm, PreNorm, Residual, SandwichNorm
-from nachim.spec.run import Run, Validation
+from nachim.spec.run import Run, Start, Validation
 from nachim.spec.scaling import DynamicNTK, Interpolated, Llama3Scaling, LongRoPE, NTKAware, Scaling, YaRN
 from nachim.spec.train import WSD, AdamW, Cosine, Growth, MultiStep, Muon, Schedule, Train
 
@@ -89,6 +89,7 @@ __all__ = [
     "Schedule",
     "Sinusoidal",
     "Standard",
+    "Start",
     "Stdlib",
     "SwiGLU",
     "Train",

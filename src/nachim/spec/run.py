@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nachim.spec.data import Data
 from nachim.spec.model import Decoder
-from nachim.spec.part import Part
+from nachim.spec.part import Part, later
 from nachim.spec.train import Train
 
 
@@ -22,13 +22,25 @@ class Validation(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start(Part):
+    """The newest weights of the run in `folder`, which another run begins with in place of drawn ones.
+
+    `fingerprint` is that of the file of weights; a run that carries it refuses any other. The optimizer begins anew.
+    """
+
+    folder: str
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run(Part):
-    """Everything that decides the weights, and how they are judged."""
+    """Everything that decides the weights, and how they are judged. Weights are drawn, or those of a `start`."""
 
     model: Decoder
     data: Data
     train: Train
     validation: Validation = Validation()
+    start: Start | None = later(None)
 
     def check(self) -> None:
         if self.model.vocab_size != self.data.tokenizer.vocab_size:
