@@ -9,8 +9,14 @@ from torch import Tensor
 from nachim.model.frame import Frame
 
 
-def in_chunks(frame: Frame, size: int) -> Chunks:
-    """The new tokens of `frame` in chunks of `size`, made once for all layers."""
+def in_chunks(frame: Frame, most: int, block: int = 1) -> Chunks:
+    """The new tokens of `frame` in as few equal chunks as `most` tokens allow, made once for all layers.
+
+    A chunk of more than `block` tokens is filled up to whole blocks.
+    """
+    size = -(-frame.T // -(-frame.T // most))
+    if size > block:
+        size = -(-size // block) * block
     return frame.once(("chunks", size), lambda: Chunks(frame, size))
 
 

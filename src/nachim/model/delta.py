@@ -35,9 +35,7 @@ class GatedDeltaNetModule(nn.Module):
         self.convolution = Convolution(part.channels, part.d_conv, bias=False)
         self.log_rate = nn.Parameter(torch.empty(part.n_heads))
         self.step_bias = nn.Parameter(torch.empty(part.n_heads))
-        self.norm = rms_norm(
-            part.d_value, eps=1e-6 * part.d_key
-        )  # of queries not over sqrt(d_key)
+        self.norm = rms_norm(part.d_value, eps=1e-6 * part.d_key)  # of queries not over sqrt(d_key)
         self.out = nn.Linear(part.values, d_model, bias=False)
 
     def draw(self, generator: torch.Generator) -> None:
@@ -115,7 +113,7 @@ def chunked(
     What the tokens of a chunk write follows from a unit triangular system: each value less what the state before the
     chunk and the tokens before it in the chunk already say at its key.
     """
-    chunks = in_chunks(frame, min(chunk, frame.T))
+    chunks = in_chunks(frame, chunk)
     groups, repeats = k_BGTE.shape[1], v_BHTF.shape[1] // k_BGTE.shape[1]
 
     def headed(x_BGN: Tensor, factor_BHN: Tensor) -> Tensor:

@@ -37,9 +37,7 @@ class LinearAttentionModule(nn.Module):
         if part.decay_rank is not None:
             self.decay_in = nn.Linear(d_model, part.decay_rank, bias=False)
             self.decay_out = nn.Linear(part.decay_rank, keys)
-        self.norm = rms_norm(
-            part.d_value, eps=1e-6 * part.d_key
-        )  # of scores not over sqrt(d_key)
+        self.norm = rms_norm(part.d_value, eps=1e-6 * part.d_key)  # of scores not over sqrt(d_key)
         self.out = nn.Linear(values, d_model, bias=False)
 
     def forward(self, x_BTD: Tensor, frame: Frame, position: PositionModule, memory: Memory | None = None) -> Tensor:
@@ -117,14 +115,11 @@ def chunked(
     Every decay is taken from or to a place in its own chunk, so no exponent is large.
     """
     by_head = log_decay.shape[-1] == 1
-    size = min(chunk, frame.T)
-    if not by_head and size > BLOCK:
-        size = -(-size // BLOCK) * BLOCK
-    chunks = in_chunks(frame, size)
+    chunks = in_chunks(frame, chunk) if by_head else in_chunks(frame, chunk, BLOCK)
     q_BHNCE, k_BHNCE, v_BHNCF = (chunks.split(part) for part in (q_BHTE, k_BHTE, v_BHTF))
     if by_head:
         passed = chunks.split(log_decay.expand(-1, -1, frame.T, -1)).cumsum(3)
-        key = ("retention", size, passed.shape[1], passed.dtype)
+        key = ("retention", chunks.C, passed.shape[1], passed.dtype)
         scores_BHNCC = q_BHNCE @ k_BHNCE.mT * frame.once(key, lambda: chunks.kept(passed[:, :, :1]))
     else:
         passed = chunks.split(log_decay).cumsum(3)

@@ -139,7 +139,7 @@ class LinearAttention(Mixer):
     Heads forget at a fixed rate and turn queries and keys by position (RetNet, arXiv 2307.08621), or each of their
     channels forgets at a rate that the token sets through `decay_rank` values, and nothing turns (GLA, arXiv
     2312.06635). Each head is normalised; `gate` then multiplies it by a gate of its own projection. Training works on
-    chunks of `chunk` tokens, of which the last is filled up; decoding is the recurrence.
+    chunks of `chunk` tokens, equal ones where a sequence has no whole number of them; decoding is the recurrence.
     """
 
     n_heads: int
