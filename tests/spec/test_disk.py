@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from nachim.spec import UserError
-from nachim.spec.disk import locked, read_json, replacing, write_text
+from nachim.spec.disk import locked, new_folder, read_json, replacing, write_text
 
 HOLD = """
 import sys
@@ -143,3 +143,21 @@ def test_broken_json_is_said_with_what_to_do(tmp_path):
     path.write_text('{"loss": ')
     with pytest.raises(UserError, match=rf"{path} cannot be read \(.*\): remove it"):
         read_json(path)
+
+
+def test_a_folder_appears_whole(tmp_path):
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out") as folder:
+        write_text(folder / "inner" / "a.txt", "whole")
+        assert not any((tmp_path / "out").iterdir())
+    assert (tmp_path / "out" / "inner" / "a.txt").read_text() == "whole"
+    assert os.listdir(tmp_path) == ["out"]
+    with pytest.raises(UserError, match="is there already"), new_folder(tmp_path / "out"):
+        pass
+
+
+def test_a_folder_that_does_not_become_whole_does_not_appear(tmp_path):
+    with pytest.raises(Halt), new_folder(tmp_path / "out") as folder:
+        (folder / "half").write_text("")
+        raise Halt
+    assert not list(tmp_path.iterdir())

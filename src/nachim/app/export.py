@@ -66,7 +66,8 @@ def exported(run: Path, out: Path) -> dict[str, Any]:
 def exported_gguf(run: Path, out: Path) -> dict[str, Any]:
     """Write `run` as `model.gguf`; what was written, as plain JSON values."""
     try:
-        from nachim.model.hf.gguf import arch_of, write_gguf
+        from nachim.model.hf.gguf import write_gguf
+        from nachim.model.hf.gguf_archs import arch_of
     except ImportError as error:
         raise UserError("GGUF files are written by the package gguf: install nachim[gguf]") from error
     from nachim.model.hf.fold import folded

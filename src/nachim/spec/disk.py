@@ -27,6 +27,8 @@ def full_disk_is_an_error(path: Path | str) -> Iterator[None]:
             raise UserError(f"disk full while writing {path}: free some space and run again") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
             raise UserError(f"cannot write {path}: {error.strerror}; choose a writable folder") from error
+        if error.errno == errno.EFBIG:
+            raise UserError(f"cannot write {path}: {error.strerror}; is the disk full, or `ulimit -f` set?") from error
         raise
 
 
@@ -43,8 +45,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             _clear_up(path)
             yield temporary
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+            _settle(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -65,9 +66,18 @@ def new_folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had this number
             temporary.mkdir(parents=True)
             yield temporary
+            for file in temporary.rglob("*"):
+                _settle(file)
             os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(path: Path) -> None:
+    """Wait until a file's content is on the disk, so that its name never stands for less."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def _clear_up(path: Path) -> None:

@@ -12,6 +12,8 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from torch import Tensor
 from transformers import (
+    BloomConfig,
+    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -20,14 +22,19 @@ from transformers import (
     Olmo2Config,
     Phi3Config,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
+    StableLmConfig,
+    Starcoder2Config,
 )
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from nachim.model.hf import open_checkpoint, read_config
 from nachim.model.hf.checkpoint import shapes
-from nachim.model.hf.gguf import ARCHS, arch_of, rules_for, write_gguf
+from nachim.model.hf.gguf import write_gguf
+from nachim.model.hf.gguf_archs import ARCHS, arch_of, rules_for
 from nachim.model.hf.source import Source, save
 from nachim.spec import Decoder, UserError
 from tests.model.hf.parity import SMALL, reference
@@ -48,6 +55,17 @@ CONFIGS = {
     ),
     "gpt2": GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64),
     "olmo2": Olmo2Config(**SMALL, tie_word_embeddings=True),
+    "smollm3": SmolLM3Config(**{**SMALL, "num_hidden_layers": 4}, **GROUPED, pad_token_id=0),
+    "starcoder2": Starcoder2Config(**SMALL, **GROUPED, sliding_window=None),
+    "stablelm": StableLmConfig(**SMALL, **GROUPED, use_qkv_bias=True, partial_rotary_factor=0.25),
+    "parallel stablelm": StableLmConfig(
+        **SMALL, num_key_value_heads=4, use_parallel_residual=True, tie_word_embeddings=True
+    ),
+    "cohere": CohereConfig(**SMALL, **GROUPED, pad_token_id=0),
+    "bloom": BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4),
+    "qwen2_moe": Qwen2MoeConfig(
+        **SMALL, **GROUPED, num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=32
+    ),
     "mixtral": MixtralConfig(**SMALL, **GROUPED, num_local_experts=4, tie_word_embeddings=True),
     "qwen3_moe": Qwen3MoeConfig(
         **SMALL,
@@ -108,7 +126,19 @@ def test_every_tensor_is_there_and_comes_back(name, dtype, tmp_path):
     assert facts["general.file_type"] == {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}[dtype]
 
 
-READ = ("tied llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "qwen3_moe", "phi3")
+READ = (
+    "tied llama",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "qwen2_moe",
+    "qwen3_moe",
+    "phi3",
+    "starcoder2",
+    "stablelm",
+)
 """Of these transformers reads GGUF files, by code of its own."""
 
 
@@ -197,6 +227,10 @@ def test_what_the_file_tells_of_gemma_and_phi(tmp_path):
         ("gemma2", {"query_pre_attn_scalar": 99}, "attention.scale is"),
         ("gemma2", {"final_logit_softcapping": None}, "logit_cap is None"),
         ("gemma3", {"layer_types": ["full_attention"] * 6}, "all but every 6th"),
+        ("smollm3", {"no_rope_layers": [1, 1, 1, 1]}, "layer 3 has the positions RoPE"),
+        ("cohere", {"tie_word_embeddings": False}, "the head is not the embedding"),
+        ("starcoder2", {"hidden_act": "gelu"}, "the feed-forward is MLP"),
+        ("qwen2_moe", {"norm_topk_prob": True}, "the feed-forward is MoE"),
         ("qwen3_moe", {"norm_topk_prob": False}, "the feed-forward is MoE"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "the feed-forward is SwiGLU"),
         ("phi3", {"sliding_window": 8}, "it has no window, here of 8 tokens"),
@@ -218,5 +252,5 @@ def test_a_window_as_long_as_the_context_is_none():
 
 
 def test_a_family_without_an_architecture_is_refused():
-    with pytest.raises(UserError, match="no GGUF file is written for bloom models; known: gemma2, "):
-        arch_of("bloom", spec_of("llama")[1], 64)
+    with pytest.raises(UserError, match="no GGUF file is written for mpt models; known: bloom, "):
+        arch_of("mpt", spec_of("llama")[1], 64)
