@@ -16,6 +16,7 @@ from nachim.model.frame import Frame
 from nachim.model.mamba import PIECE, MambaModule, scan, step
 from nachim.model.position import PositionModule
 from nachim.spec import Mamba
+from tests.model.mixers import WIDTH, declared, remembered
 
 CPU = torch.device("cpu")
 LENGTH = 2 * PIECE + 5
@@ -218,6 +219,11 @@ def test_declared_flops_are_the_counted_ones(length):
         forward(module, x_BTD)
     linear = whole.get_total_flops() - matrices.get_total_flops()
     assert linear == 2 * length * 2 * PART.matmul_params(16)
+
+
+@pytest.mark.parametrize("part", [PART, Mamba(d_inner=64, d_state=16, dt_rank=4, inner_norm=True)])
+def test_declared_memory_of_training_is_what_autograd_keeps(part):
+    assert declared(part) + part.saved(WIDTH).normed == pytest.approx(remembered(part), rel=0.04)
 
 
 def test_weights_are_drawn_as_the_paper_says():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from nachim.model.frame import Frame
 from nachim.model.mamba2 import GroupedRMSNorm, Mamba2Module, ssd, step
 from nachim.model.position import PositionModule
 from nachim.spec import Mamba2
+from tests.model.mixers import WIDTH, declared, remembered
 
 CPU = torch.device("cpu")
 DOCUMENTS = [
@@ -205,6 +208,11 @@ def test_declared_flops_are_the_counted_ones_in_decoding(part):
         forward(module, torch.randn(2, 1, 12), 5, memory)
     convolution = 2 * part.d_conv * (part.d_inner + part.shared)
     assert counter.get_total_flops() == 2 * (2 * part.matmul_params(12) + part.decode_flops(6) - convolution)
+
+
+@pytest.mark.parametrize("part", [replace(PART, chunk=32), Mamba2(n_heads=4, d_head=16, d_state=16, chunk=64)])
+def test_declared_memory_of_training_is_what_autograd_keeps(part):
+    assert declared(part) + part.saved(WIDTH).normed == pytest.approx(remembered(part), rel=0.04)
 
 
 def test_weights_are_drawn_as_the_paper_says():

@@ -159,6 +159,7 @@ class _Weighed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores_BGNCC: Tensor, passed_BGNRC: Tensor) -> Tensor:
+        passed_BGNRC = passed_BGNRC.contiguous()
         kept = (passed_BGNRC[..., None] - passed_BGNRC[..., None, :]).to(scores_BGNCC.dtype).clamp_(max=0).exp_()
         weighed = kept * scores_BGNCC[:, :, :, None]
         ctx.save_for_backward(kept, weighed)

@@ -40,9 +40,15 @@ class Mamba(Mixer):
         return convolution + self.d_inner * (self.d_state + 2) + norms
 
     def saved(self, d_model: int) -> Saved:
-        narrow = self.dt_rank + 2 * self.d_state
+        """As torch's autograd keeps them; of the states that of every 16th token, the others are made again."""
+        narrow, states = self.dt_rank + 2 * self.d_state, self.d_inner * self.d_state / 16
+        normed = narrow * self.inner_norm
         return Saved(
-            whole=2 * d_model + narrow, cheap_whole=d_model, split=6 * self.d_inner, cheap_split=3 * self.d_inner
+            whole=2 * d_model + narrow + normed,
+            cheap_whole=d_model + normed,
+            split=10 * self.d_inner + states,
+            cheap_split=7 * self.d_inner + states,
+            normed=normed,
         )
 
     def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
@@ -102,11 +108,15 @@ class Mamba2(Mixer):
         return convolution + 3 * self.n_heads + self.d_inner
 
     def saved(self, d_model: int) -> Saved:
+        """As torch's autograd keeps them: scores of chunks with and without decay, states between, what is read."""
+        scores, states = self.n_heads * self.chunk, self.d_inner * self.d_state / self.chunk
+        remade = 9 * self.d_inner + 4 * self.shared + 8 * self.n_heads + scores
         return Saved(
             whole=2 * d_model,
             cheap_whole=d_model,
-            split=5 * self.d_inner + 2 * self.shared,
-            cheap_split=2 * self.d_inner + self.shared,
+            split=remade + 4 * self.d_inner + self.shared + self.n_heads + scores + 2 * states,
+            cheap_split=remade,
+            normed=self.d_inner,
         )
 
     def mixing_flops(self, seq_len: float, causal: bool = False) -> float:
