@@ -133,8 +133,10 @@ class Chunks:
         return self.frame.T > CHUNK and (wide or self.biased or self.frame.documents_BS is not None)
 
     def reach(self, begin: int, end: int) -> int:
-        """How many tokens, up to new token `end`, one of the new tokens from `begin` on may see."""
+        """How many tokens, up to new token `end`, one from `begin` on may see; all where one chunk is."""
         frame, window = self.frame, self.rule.window
+        if frame.T <= CHUNK:
+            return self.keys
         seen = self.keys - frame.T + end
         if window is not None:
             seen = min(seen, end - begin + window - 1)
@@ -152,7 +154,7 @@ class Chunks:
         """As `attend`, of the new tokens from `begin` to `end`; keys and values in pieces, up to the last new token."""
         keys, frame = self.reach(begin, end), self.frame
         frame = frame if end - begin == frame.T else frame.part(begin, end)
-        k_BKSE, v_BKSE = torch.cat(k_pieces, 2)[:, :, -keys:], torch.cat(v_pieces, 2)[:, :, -keys:]
+        k_BKSE, v_BKSE = last(k_pieces, keys), last(v_pieces, keys)
         added = self._mask(frame, keys, q_BHTE.dtype)
         bias = self.position.bias(frame, keys, q_BHTE.shape[1])
         if bias is not None:
@@ -166,12 +168,17 @@ class Chunks:
         if frame.documents_BS is not None:
             return frame.once(("additive", window, keys, dtype), lambda: additive(frame.allowed(window, keys), dtype))
         rows = min(CHUNK, whole.T)
-        most = self.keys if window is None else min(self.keys, rows + window - 1)
+        most = self.keys if window is None or frame is whole else min(self.keys, rows + window - 1)
         band = whole.once(  # counted from its end it is that of every chunk, in every layer
             ("band", window, most, dtype),
             lambda: additive(whole.part(whole.T - rows, whole.T).allowed(window, most), dtype),
         )
         return None if band is None else band[..., -frame.T :, -keys:]
+
+
+def last(pieces: tuple[Tensor, ...], count: int) -> Tensor:
+    """The last `count` tokens of [B, K, ., E] pieces, of which none is without them."""
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2))[:, :, -count:]
 
 
 def additive(allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -186,7 +193,8 @@ def chunked(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, chunks: Chunks, sink
     """
     T = q_BHTE.shape[2]
     begins = range(0, T, CHUNK)
-    sizes = [k_BKSE.shape[2] - T, *(min(CHUNK, T - begin) for begin in begins)]
+    past = k_BKSE.shape[2] - T
+    sizes = [past, *(min(CHUNK, T - begin) for begin in begins)] if T > CHUNK else [0, past + T]
     k_pieces, v_pieces = k_BKSE.split(sizes, 2), v_BKSE.split(sizes, 2)
     outs = []
     for number, begin in enumerate(begins, 1):
