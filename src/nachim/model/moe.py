@@ -109,30 +109,33 @@ class MoEModule(nn.Module):
 
         A token becomes one row for each of its experts; rows are sorted by expert, and back.
         """
-        active = self.part.active
-        x_RD = x_BTD.flatten(0, 1).repeat_interleave(active, 0)
         order_R = chosen_BTA.flatten().argsort(stable=True)
         back_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
         load_X = torch.bincount(chosen_BTA.flatten(), minlength=self.part.experts)
-        y_RD = self.experts(Permuted.apply(x_RD, order_R, back_R), load_X)
-        y_BTAD = Permuted.apply(y_RD, back_R, order_R).view(*chosen_BTA.shape, -1)
+        x_RD = Sorted.apply(x_BTD.flatten(0, 1), order_R, back_R, self.part.active)
+        y_BTAD = Sorted.apply(self.experts(x_RD, load_X), back_R, order_R, 1).view(*chosen_BTA.shape, -1)
         return (y_BTAD * gates_BTA[..., None]).sum(-2)
 
 
-class Permuted(torch.autograd.Function):
-    """Rows in another order, x[order]. Its gradient is gathered by the inverse too: scattering sums in any order."""
+class Sorted(torch.autograd.Function):
+    """Rows, each as many times as there are `copies`, in another order. Its gradient is gathered too, by the inverse of
+    that order, and added up over copies: scattering would add in any order."""
 
     @staticmethod
-    def forward(ctx: Any, x_RD: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
-        """Rows in the order `order_R`, whose inverse is `back_R`."""
+    def forward(ctx: Any, x_ND: Tensor, order_R: Tensor, back_R: Tensor, copies: int) -> Tensor:
+        """[N, D] to [N * copies, D]; copy c of row n counts as row n * copies + c, and `back_R` inverts `order_R`."""
         ctx.save_for_backward(back_R)
-        return x_RD[order_R]
+        ctx.copies = copies
+        return x_ND[order_R // copies]
 
     @staticmethod
-    def backward(ctx: Any, gradient_RD: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient's rows back in their places."""
+    def backward(ctx: Any, gradient_RD: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradients of a row's copies, added up."""
         (back_R,) = ctx.saved_tensors
-        return gradient_RD[back_R], None, None
+        gradient_RD = gradient_RD[back_R]
+        if ctx.copies == 1:
+            return gradient_RD, None, None, None
+        return gradient_RD.unflatten(0, (-1, ctx.copies)).sum(1), None, None, None
 
 
 @build.register
