@@ -87,14 +87,16 @@ def test_seven_billion_with_zero_3_is_cut_by_the_devices() -> None:
 
 
 def test_optimizers_keep_what_their_rules_need() -> None:
-    """Muon one momentum of block matrices; 8-bit AdamW two bytes and two scales for 256 values, vectors in fp32."""
+    """For block matrices Muon one momentum, 8-bit AdamW two bytes and two scales for 256 values; AdamW for the rest."""
     blocks = sum(layer.matmul_params(4096) for layer in LLAMA.blocks[0].layers) * 32
     tables, vectors = 2 * 32_000 * 4096, 65 * 4096
     assert blocks + tables + vectors == LLAMA.params_total
     found = {name: memory(job(optimizer=name), Layout()).optimizer for name in ("adamw", "muon", "adamw8bit")}
     assert found["adamw"] == 8 * LLAMA.params_total
     assert found["muon"] == 4 * blocks + 8 * (tables + vectors)
-    assert found["adamw8bit"] == 2 * (blocks + tables) * 260 // 256 + 8 * vectors
+    assert found["adamw8bit"] == 2 * blocks * 260 // 256 + 8 * (tables + vectors)
+    free = memory(job(optimizer="schedule-free", precision="fp32"), Layout())
+    assert (free.optimizer, free.master) == (found["adamw"], 4 * LLAMA.params_total)
 
 
 @pytest.mark.parametrize("model", [LLAMA, GPT, SPARSE])

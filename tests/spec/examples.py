@@ -11,10 +11,12 @@ from nachim.spec import (
     RGLRU,
     WSD,
     AdamW,
+    AdamW8,
     ALiBi,
     Attention,
     Cluster,
     CompleteP,
+    Constant,
     Corpus,
     Cosine,
     Data,
@@ -28,6 +30,7 @@ from nachim.spec import (
     HuggingFace,
     InfiniAttention,
     Interpolated,
+    Keep,
     LayerNorm,
     Learned,
     LinearAttention,
@@ -44,6 +47,7 @@ from nachim.spec import (
     MuP,
     NoPosition,
     NTKAware,
+    OnSpike,
     OutputNorm,
     Parallel,
     Part,
@@ -51,19 +55,24 @@ from nachim.spec import (
     PostNorm,
     PreNorm,
     RMSNorm,
+    RollBack,
     RoPE,
     Run,
     SandwichNorm,
     Schedule,
+    ScheduleFreeAdamW,
     Sinusoidal,
+    SkipStep,
     Standard,
     Start,
     Stdlib,
+    Stop,
     SwiGLU,
     Train,
     Validation,
     YaRN,
 )
+from nachim.spec.safety import Outliers
 
 ATTENTION = Attention(n_heads=4, n_kv_heads=2, d_head=8, qk_norm=True, previous_key=True)
 LOCAL = Attention(
@@ -150,6 +159,8 @@ TRAIN = Train(
     precision="bf16",
     micro_batch_tokens=32,
     seed=11,
+    keep=Keep(last=2, every=50, best=True),
+    on_spike=RollBack(sigmas=5.0, window=64, every=20, limit=2),
 )
 RUN = Run(model=MODEL, data=DATA, train=TRAIN, validation=Validation(tokens=2048, times=3))
 STARTED = Run(model=MODEL, data=DATA, train=TRAIN, start=Start(folder="runs/first", fingerprint="ab12"))
@@ -202,6 +213,10 @@ HYBRID = Decoder(
     mtp=MTP(depth=2, weight=0.1),
 )
 OTHERS: tuple[Part, ...] = (
+    SkipStep(sigmas=5.0, window=64, limit=2),
+    Stop(),
+    OnSpike(),
+    Outliers(sigmas=5.0, window=64),
     STARTED,
     STARTED.start,
     LOCAL,
@@ -255,6 +270,9 @@ OTHERS: tuple[Part, ...] = (
     HuggingFace(name="a/b"),
     Schedule(warmup_tokens=3),
     Muon(lr=0.02, beta1=0.8, beta2=0.97, eps=1e-9, weight_decay=0.05, momentum=0.9),
+    AdamW8(lr=0.02, beta1=0.8, beta2=0.97, eps=1e-9, weight_decay=0.05),
+    ScheduleFreeAdamW(lr=0.02, beta1=0.8, beta2=0.97, eps=1e-9, weight_decay=0.05),
+    Constant(warmup_tokens=64),
     Cosine(warmup_tokens=64, final=0.2),
     MultiStep(warmup_tokens=128),
 )
@@ -264,6 +282,8 @@ ALL: tuple[Part, ...] = (
     DATA,
     TRAIN,
     TRAIN.growth,
+    TRAIN.keep,
+    TRAIN.on_spike,
     MACHINE,
     ATTENTION,
     MODEL.ffn,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nachim.budget.layout import Job, Layout
+from nachim.budget.layout import Job, Layout, Optimizer
 from nachim.budget.memory import memory
 from nachim.budget.shape import shape
-from nachim.spec import BPE, WSD, AdamW, Data, Muon, Run, Train, UserError
+from nachim.lab.speed import run_of
+from nachim.spec import UserError
 from nachim.train.guard import Guard
+from nachim.train.moments import quantise
 from nachim.train.peak import peak_bytes
 from nachim.train.step import Stepper
 from tests.train.tiny import fresh, loss
@@ -84,36 +87,33 @@ def test_work_without_tensors_is_refused() -> None:
         (96, 1, 1, "muon", "fp32", "update"),
         (96, 1, 1, "adamw", "fp32", "gradients"),
         (64, 1, 2, "adamw", "bf16", "gradients"),
+        (96, 1, 1, "adamw8bit", "fp32", "update"),
+        (64, 1, 2, "schedule-free", "fp32", "gradients"),
+        (96, 1, 1, "schedule-free", "bf16", "update"),
     ],
 )
 def test_predicted_peak_of_a_step_is_the_measured_one(
     width: int,
     rows: int,
     times: int,
-    optimizer: Literal["adamw", "muon"],
+    optimizer: Optimizer,
     precision: Literal["fp32", "bf16"],
     moment: str,
 ) -> None:
     """Within 3 %, whichever moment is the fullest."""
     model, seq_len = shape(width, 257), 16
     batch = rows * times * seq_len
-    rule = AdamW(lr=1e-3) if optimizer == "adamw" else Muon(lr=1e-3)
-    train = Train(
-        tokens=2 * batch,
-        batch_tokens=batch,
-        optimizer=rule,
-        schedule=WSD(),
-        precision=precision,
-        micro_batch_tokens=rows * seq_len,
-    )
-    run = Run(model=model, data=Data(tokenizer=BPE(vocab_size=257), seq_len=seq_len), train=train)
+    job = Job(model=model, seq_len=seq_len, batch_tokens=batch, optimizer=optimizer, precision=precision)
+    one = run_of(job)
+    run = replace(one, train=replace(one.train, tokens=2 * batch, micro_batch_tokens=rows * seq_len))
 
     def work() -> None:
         stepper, guard = Stepper(run, fresh(run), loss), Guard(1e-3)
         for step in range(2):
             stepper.take(step, torch.zeros(rows * times, seq_len + 1, dtype=torch.long), guard)
 
-    job = Job(model=model, seq_len=seq_len, batch_tokens=batch, optimizer=optimizer, precision=precision)
+    for signed in (True, False):
+        quantise(torch.zeros(1), signed)  # its tables stay for all that follows
     predicted = memory(job, Layout(micro_batch=rows), "cpu")
     assert predicted.moment == moment
     assert predicted.total == pytest.approx(peak_bytes(work), rel=0.03)

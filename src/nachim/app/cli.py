@@ -24,6 +24,7 @@ VERBS = {
     "compare": "nachim.app.compare:compare",
     "tasks": "nachim.app.tasks:tasks",
     "train": "nachim.app.train:train",
+    "diff": "nachim.app.diff:diff",
     "import": "nachim.app.import_:import_",
     "export": "nachim.app.export:export",
     "convert": "nachim.app.convert:convert",

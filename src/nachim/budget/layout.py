@@ -7,7 +7,7 @@ from typing import Literal
 
 from nachim.spec import Decoder, Part
 
-Optimizer = Literal["adamw", "muon", "adamw8bit"]
+Optimizer = Literal["adamw", "muon", "adamw8bit", "schedule-free"]
 Recompute = Literal["none", "selective", "full"]
 PipelineSchedule = Literal["gpipe", "1f1b", "interleaved", "zero-bubble"]
 

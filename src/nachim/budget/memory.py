@@ -19,6 +19,7 @@ from nachim.budget.states import (
     gradient_bytes,
     held_by_block,
     held_by_stage,
+    masters_apart,
     offloaded,
     states,
     update_bytes,
@@ -175,14 +176,14 @@ def _made(held: Held, missing: float, table: float, job: Job, stays: bool) -> tu
     """Bytes of gradients that one device's backward pass has made when those of `missing` parameters are still to come:
     those that are the sums themselves, and those beside them.
 
-    Where there are sums already, of the same precision, one unit at a time is added as it comes. Where they are of
-    another precision all are kept until the end, and then cast one by one, the embedding's `table` first.
+    Where there are sums already, on the same weights, one unit at a time is added as it comes. Where the fp32 weights
+    stand apart all are kept until the end, and then cast and added one by one, the embedding's `table` first.
     """
     value = VALUE_BYTES[job.precision]
     made = value * (held.total - missing)
     if not stays:
         return made, 0.0
-    if gradient_bytes(job) == value:
+    if gradient_bytes(job) == value and not masters_apart(job):
         return 0.0, value * held.unit
     return 0.0, made + gradient_bytes(job) * table * (not missing)
 

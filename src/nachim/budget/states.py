@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from nachim.budget.layout import Job, Layout
-from nachim.spec import Decoder, MoE
+from nachim.spec import AdamW8, Decoder, MoE
 from nachim.spec.model import Block
 
 VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp8": 2}
 """Weights and activations. In fp8 only the operands of a multiplication are, as it runs: torchao's Float8Linear keeps
 its input for the backward pass, and its weight, in the precision they came in."""
-QUANTISATION_BLOCK = 256
-"""Values that share one fp32 scale in an 8-bit moment: the default of torchao and bitsandbytes (arXiv 2110.02861)."""
+ADAMW8_VALUE = 22
+"""Bytes that 8-bit AdamW makes for a value of a chunk: two moments, its share of the scale, its code on the way. Beside
+them stand 1 MB of tables, which are not counted."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def states(held: Held, job: Job, layout: Layout) -> States:
         weights=value * cut(held.dense, held.experts, 3),
         gradients=gradient * cut(held.dense, held.experts, 2),
         optimizer=cut(dense, matrices[0] * held.experts, 1),
-        master=4 * cut(held.dense, held.experts, 1) * (value < 4),
+        master=4 * cut(held.dense, held.experts, 1) * masters_apart(job),
     )
 
 
@@ -111,6 +112,12 @@ def offloaded(state: States, layout: Layout) -> tuple[States, float]:
     return replace(state, optimizer=0.0, master=0.0), state.optimizer + state.master
 
 
+def masters_apart(job: Job) -> bool:
+    """Whether the fp32 weights stand beside those that the model computes with: below fp32, and where gradients are
+    taken elsewhere than at the weights."""
+    return job.precision != "fp32" or job.optimizer == "schedule-free"
+
+
 def gradient_bytes(job: Job) -> int:
     """Bytes of one summed gradient."""
     return 4 if job.fp32_gradients else VALUE_BYTES[job.precision]
@@ -119,22 +126,26 @@ def gradient_bytes(job: Job) -> int:
 def optimizer_bytes(job: Job) -> tuple[tuple[float, float], float]:
     """Bytes of state a parameter: ((matrices of blocks, tables), vectors).
 
-    AdamW keeps two fp32 moments, in 8 bit two bytes and their scales (vectors are too short to be worth it); Muon one
-    fp32 momentum for the matrices of the blocks, and leaves the rest to AdamW.
+    AdamW keeps two fp32 moments, schedule-free AdamW an iterate and a moment. For the matrices of the blocks Muon keeps
+    one fp32 momentum, 8-bit AdamW two bytes and their scales (for those of at least 4096 values: all but the tiniest);
+    both leave the rest to AdamW.
     """
-    quantised = 2 * (1 + 4 / QUANTISATION_BLOCK)
-    by_name = {"adamw": ((8, 8), 8), "muon": ((4, 8), 8), "adamw8bit": ((quantised, quantised), 8)}
+    quantised = 2 * (1 + 4 / AdamW8.BLOCK)
+    whole: tuple[tuple[float, float], float] = ((8, 8), 8)
+    by_name = {"adamw": whole, "muon": ((4, 8), 8), "adamw8bit": ((quantised, 8), 8), "schedule-free": whole}
     return by_name[job.optimizer]
 
 
 def update_bytes(job: Job, blocks: Iterable[tuple[Block, int]], layout: Layout, kind: str) -> float:
     """Bytes an update makes on the way: nothing by a fused AdamW; Muon makes all matrices of one shape orthogonal
-    together, of several devices each its share (arXiv 2502.16982, sec. 2.3), at least one matrix.
+    together, of several devices each its share (arXiv 2502.16982, sec. 2.3), at least one matrix. 8-bit AdamW takes a
+    chunk of a matrix at a time, of which it holds two moments, one's shares of its scales, and codes; schedule-free
+    AdamW an fp32 value for each of a matrix or table.
 
     Newton-Schulz holds the update, the iterate, its two terms and their sum, and the Gram matrices of the iterate:
     in fp32 on a CPU, in bf16 but for the update elsewhere.
     """
-    if job.optimizer != "muon":
+    if job.optimizer == "adamw":
         return 0.0
     shapes: dict[tuple[int, int], float] = {}
     for block, times in blocks:
@@ -143,6 +154,10 @@ def update_bytes(job: Job, blocks: Iterable[tuple[Block, int]], layout: Layout, 
                 shape = (matrix.rows, matrix.columns)
                 count = times * matrix.params_on_device(layout.tp, layout.ep) / (matrix.rows * matrix.columns)
                 shapes[shape] = shapes.get(shape, 0.0) + count
+    if job.optimizer == "adamw8bit":
+        return ADAMW8_VALUE * min(AdamW8.CHUNK, max(rows * columns for rows, columns in shapes))
+    if job.optimizer == "schedule-free":
+        return 4 * max([job.model.vocab_size * job.model.d_model] + [rows * columns for rows, columns in shapes])
     iterate = 4 if kind == "cpu" else 2
     ways = layout.dp * layout.cp if layout.zero else 1
     return max(

@@ -38,9 +38,9 @@ once a step hides but for one layer's share."""
 ATTENTION_PASSES = 3.5
 """Backward is 2.5 forward passes: the scores are made again (arXiv 2307.08691, sec. 4.1)."""
 GRADIENT_BYTES, HOST_LINK, HOST_MEMORY = 4, 25e9, 100e9
-OPTIMIZER_BYTES = {"adamw": 30, "adamw8bit": 18, "muon": 22}
+OPTIMIZER_BYTES = {"adamw": 30, "adamw8bit": 18, "muon": 22, "schedule-free": 40}
 """Bytes moved for a parameter: gradient read twice (clipping), master weight and moments read and written, weight
-written."""
+written; schedule-free writes the weight once more, between the average and the iterate that it reads for it."""
 
 
 class Split(Protocol):

@@ -20,7 +20,7 @@ from nachim.budget.throughput import Throughput
 from nachim.lab.work import Place, next_token_loss, settle
 from nachim.model import build
 from nachim.model.decoder import initialise
-from nachim.spec import BPE, WSD, AdamW, Data, Muon, Run, Train
+from nachim.spec import BPE, WSD, AdamW, AdamW8, Data, Muon, Run, ScheduleFreeAdamW, Train
 from nachim.train.guard import Guard
 from nachim.train.rates import on_threads
 from nachim.train.step import Stepper, StepStats
@@ -126,7 +126,8 @@ def step_seconds(steps: Sequence[Callable[[], object]], seconds: float, rounds: 
 
 def run_of(job: Job) -> Run:
     """A run of `job` by our own trainer, on any data. It is as long as a step: `stepping` takes as many as it likes."""
-    optimizer = {"adamw": AdamW, "muon": Muon}[job.optimizer](lr=1e-3)
+    parts = {"adamw": AdamW, "muon": Muon, "adamw8bit": AdamW8, "schedule-free": ScheduleFreeAdamW}
+    optimizer = parts[job.optimizer](lr=1e-3)
     tokens = job.batch * job.seq_len
     return Run(
         model=job.model,

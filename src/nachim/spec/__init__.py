@@ -11,6 +11,7 @@ from nachim.spec.mixer import LinearAttention, Mamba, Mamba2
 from nachim.spec.model import Block, Decoder, plain
 from nachim.spec.mtp import MTP
 from nachim.spec.norm import LayerNorm, Norm, RMSNorm
+from nachim.spec.optimizer import AdamW, AdamW8, Muon, ScheduleFreeAdamW
 from nachim.spec.parametrisation import CompleteP, MuP, Parametrisation, Standard
 from nachim.spec.part import Difference, Part, diff
 from nachim.spec.pattern import MixtureOfDepths, Pattern
@@ -18,8 +19,9 @@ from nachim.spec.position import FIRE, ALiBi, Learned, MRoPE, NoPosition, Positi
 from nachim.spec.recurrent import RGLRU, GatedDeltaNet
 from nachim.spec.residual import OutputNorm, Parallel, PostNorm, PreNorm, Residual, SandwichNorm
 from nachim.spec.run import Run, Start, Validation
+from nachim.spec.safety import Keep, OnSpike, RollBack, SkipStep, Stop
 from nachim.spec.scaling import DynamicNTK, Interpolated, Llama3Scaling, LongRoPE, NTKAware, Scaling, YaRN
-from nachim.spec.train import WSD, AdamW, Cosine, Growth, MultiStep, Muon, Schedule, Train
+from nachim.spec.train import WSD, Constant, Cosine, Growth, MultiStep, Schedule, Train
 
 __all__ = [
     "BPE",
@@ -32,10 +34,12 @@ __all__ = [
     "WSD",
     "ALiBi",
     "AdamW",
+    "AdamW8",
     "Attention",
     "Block",
     "Cluster",
     "CompleteP",
+    "Constant",
     "Corpus",
     "Cosine",
     "Data",
@@ -51,6 +55,7 @@ __all__ = [
     "HuggingFace",
     "InfiniAttention",
     "Interpolated",
+    "Keep",
     "Layer",
     "LayerNorm",
     "Learned",
@@ -71,6 +76,7 @@ __all__ = [
     "NTKAware",
     "NoPosition",
     "Norm",
+    "OnSpike",
     "OutputNorm",
     "Parallel",
     "Parametrisation",
@@ -82,15 +88,19 @@ __all__ = [
     "RMSNorm",
     "Residual",
     "RoPE",
+    "RollBack",
     "Run",
     "SandwichNorm",
     "Saved",
     "Scaling",
     "Schedule",
+    "ScheduleFreeAdamW",
     "Sinusoidal",
+    "SkipStep",
     "Standard",
     "Start",
     "Stdlib",
+    "Stop",
     "SwiGLU",
     "Train",
     "UserError",

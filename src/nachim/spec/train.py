@@ -1,4 +1,4 @@
-"""How weights come from tokens: optimizer, schedule, precision, length."""
+"""How weights come from tokens: schedule, precision, length."""
 
 from __future__ import annotations
 
@@ -6,45 +6,9 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
-from nachim.spec.part import Part
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW(Part):
-    """Adam with decoupled weight decay (arXiv 1711.05101): each step shrinks matrices by `lr * weight_decay`.
-
-    Gains (one-dimensional parameters) are not decayed.
-    """
-
-    lr: float
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-
-    def check(self) -> None:
-        self.require_positive("lr", "eps")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                self.refuse(name, f"is {getattr(self, name)}; it must be at least 0 and below 1")
-        if self.weight_decay < 0:
-            self.refuse("weight_decay", f"is {self.weight_decay}; it must not be negative")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Muon(AdamW):
-    """Momentum made orthogonal for the matrices of the blocks (Jordan et al. 2024); AdamW for all other parameters.
-
-    An update is scaled by 0.2 sqrt(max(rows, columns)), the root mean square of AdamW's (arXiv 2502.16982, eq. 4), so
-    that one `lr` and one `weight_decay` serve both. Each block matrix keeps one momentum instead of two moments.
-    """
-
-    momentum: float = 0.95
-
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.momentum < 1:
-            self.refuse("momentum", f"is {self.momentum}; it must be at least 0 and below 1")
+from nachim.spec.optimizer import AdamW
+from nachim.spec.part import Part, later
+from nachim.spec.safety import Keep, OnSpike, Stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +20,11 @@ class Schedule(Part):
     def check(self) -> None:
         if self.warmup_tokens < 0:
             self.refuse("warmup_tokens", f"is {self.warmup_tokens}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """The peak until the last token: for an optimizer that needs no decay, such as ScheduleFreeAdamW."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +83,9 @@ class Train(Part):
     """One training run: `tokens` in steps of `batch_tokens`, which may grow; gradients are clipped to the norm `clip`.
 
     `micro_batch_tokens` splits a step's batch without changing its gradient, to save memory. `precision` is that of the
-    matrix multiplications; weights and optimizer state are always kept in fp32.
+    matrix multiplications; weights are always kept in fp32. In fp16 the loss is scaled so that gradients do not vanish,
+    and a step whose gradients overflow is skipped. `keep` says which checkpoints stay, `on_spike` what is done about a
+    step that goes wrong.
     """
 
     tokens: int
@@ -123,9 +94,11 @@ class Train(Part):
     schedule: Schedule
     growth: Growth | None = None
     clip: float = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     micro_batch_tokens: int | None = None
     seed: int = 0
+    keep: Keep = later(Keep())
+    on_spike: OnSpike = later(Stop())
 
     def check(self) -> None:
         self.require_positive("tokens", "batch_tokens", "clip")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nachim.spec import UserError
@@ -21,44 +23,72 @@ SCHEMA = pa.schema(
         "validation_loss": pa.float64(),
         "bpb": pa.float64(),
         "imbalance": pa.float64(),
+        "noise_tokens": pa.float64(),
+        "skipped": pa.int64(),
+        "passed_tokens": pa.int64(),
     }
 )
 """`step` counts steps taken, `tokens` those seen; `loss` is nat/token before the update, `seconds` of the step;
 `validation_loss` (nat/token) and `bpb` only on the steps after which they were measured; `imbalance`, the largest load
-of an expert over its layer's mean in the worst layer, only where there are experts."""
+of an expert over its layer's mean in the worst layer, only where there are experts; `noise_tokens`, the gradient noise
+scale, only where a batch is split into micro-batches. A step that fp16 skipped has an infinite `grad_norm`.
+`skipped` is 1 where the guard left the weights as they were; `passed_tokens` counts those that a roll-back passed over
+before the step."""
+
+
+CHUNKS = 64
+"""Pieces of a table beyond which they are made one."""
 
 
 class Metrics:
-    """Rows in memory, written whole and atomically at each `flush`."""
+    """Rows in memory: those that a table holds already, and those added since."""
 
-    def __init__(self, path: Path, steps: int) -> None:
-        """Take up the rows of the first `steps` steps of an earlier sitting, if `path` holds any.
-
-        Raises UserError when `path` cannot be read.
-        """
-        self.path = path
-        rows = _read(path) if steps and path.exists() else []
-        self.rows: list[dict[str, float | None]] = [row for row in rows if row["step"] <= steps]
+    def __init__(self, past: pa.Table | None = None) -> None:
+        """Take up `past`, the rows of an earlier sitting."""
+        self.past = SCHEMA.empty_table() if past is None else past
+        self.rows: list[dict[str, float | None]] = []
 
     def add(self, **row: float | None) -> None:
         """Append one row."""
         self.rows.append(row)
 
-    def flush(self) -> None:
-        """Write all rows to disk."""
-        with replacing(self.path) as temporary:
-            pq.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA), temporary)
+    def table(self) -> pa.Table:
+        """All rows, as a value that later ones do not change."""
+        if self.rows:
+            self.past = pa.concat_tables([self.past, pa.Table.from_pylist(self.rows, schema=SCHEMA)])
+            self.rows = []
+        if self.past["step"].num_chunks > CHUNKS:
+            self.past = self.past.combine_chunks()
+        return self.past
 
     def last_validation(self) -> dict[str, float]:
         """The newest measured validation, by name; empty when none was measured."""
-        for row in reversed(self.rows):
-            if row.get("validation_loss") is not None:
-                return {"loss": row["validation_loss"], **({} if row["bpb"] is None else {"bpb": row["bpb"]})}
+        for row in reversed(self._measured()):
+            return {"loss": row["validation_loss"], **({} if row["bpb"] is None else {"bpb": row["bpb"]})}
         return {}
 
+    def best_step(self) -> int | None:
+        """The first step with the lowest validation loss; None when none was measured."""
+        return min(self._measured(), key=lambda row: row["validation_loss"], default={"step": None})["step"]
 
-def _read(path: Path) -> list[dict[str, float | None]]:
+    def _measured(self) -> list[dict[str, Any]]:
+        table = self.table()
+        return table.filter(pc.is_valid(table["validation_loss"])).to_pylist()
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Write the rows of a run atomically. Raises UserError when the disk refuses."""
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read(path: Path, steps: int) -> pa.Table:
+    """The rows of the first `steps` steps in `path`, none where it is missing. Raises UserError when it is broken."""
+    if not steps or not path.exists():
+        return SCHEMA.empty_table()
     try:
-        return pq.read_table(path).to_pylist()
-    except pa.ArrowException as error:
+        found = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove the run's folder to train it afresh") from error
+    rows = pa.concat_tables([SCHEMA.empty_table(), found], promote_options="default")
+    return rows.filter(pc.less_equal(rows["step"], steps))

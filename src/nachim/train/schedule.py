@@ -6,13 +6,18 @@ import bisect
 import functools
 import math
 
-from nachim.spec import WSD, Cosine, MultiStep, Schedule, Train, UserError
+from nachim.spec import WSD, Constant, Cosine, MultiStep, Schedule, Train, UserError
 
 
 @functools.singledispatch
 def course(schedule: Schedule, token: int, tokens: int) -> float:
     """Factor on the peak rate after warm-up, for the step that begins at `token` of `tokens`."""
     raise UserError(f"no course for {type(schedule).__name__}: register one with nachim.train.schedule.course")
+
+
+@course.register
+def _(schedule: Constant, token: int, tokens: int) -> float:
+    return 1.0
 
 
 @course.register
