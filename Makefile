@@ -11,7 +11,7 @@ PROBE := import importlib.util, os, sys; spec = importlib.util.find_spec("nachim
 	sys.exit(spec is None or not os.path.samefile(spec.origin, "src/nachim/__init__.py"))
 DROP_FALSE_STAMP := $(shell .venv/bin/python -I -c '$(PROBE)' 2>/dev/null || rm -f $(STAMP))
 
-.PHONY: help venv quickstart test lint bench
+.PHONY: help venv quickstart test lint bench soak
 .DELETE_ON_ERROR:
 
 help:  ## Say what can be made (the default)
@@ -35,6 +35,9 @@ bench: $(STAMP)  ## Time nachim beside its peers: every script in bench/
 		test -e "$$script" || { echo "bench/ holds no script"; continue; }; \
 		echo "== $$script"; .venv/bin/python "$$script"; \
 	done
+
+soak: $(STAMP)  ## Throw 200 faults at short runs: none may be lost, each must be told, the bits must be the same
+	.venv/bin/python bench/soak.py
 
 # A finished .venv is brought up to date in place; anything else is made afresh. The stamp carries the time at which
 # the install began: an edit made meanwhile counts as newer. _base_executable: with .venv activated, $(PYTHON) is

@@ -5,19 +5,36 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from nachim.spec import UserError
-from nachim.train import checkpoint
+from nachim.spec import Keep, Run, UserError
+from nachim.train import checkpoint, manifest
 from nachim.train.checkpoint import Progress, latest, load, path_at, prune, save
 from nachim.train.guard import Guard
+from nachim.train.loop import Stage, train
 from nachim.train.step import Stepper
-from tests.train.tiny import ALWAYS, Kill, differing, folders, fresh, go, kill_at, loss, rows, tiny_run, weights
+from tests.train.tiny import (
+    ALWAYS,
+    NEVER,
+    Kill,
+    batches,
+    differing,
+    folders,
+    fresh,
+    go,
+    kill_at,
+    loss,
+    rows,
+    tiny_run,
+    weights,
+)
 
 
 def shorten(path: Path) -> None:
@@ -74,21 +91,128 @@ def test_a_broken_checkpoint_is_named(tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_whose_checkpoint_is_broken_says_so_and_goes_on_without_it(tmp_path):
+def bare(root: Path) -> None:
+    """Make checkpoints what they were before they had manifests and metrics of their own."""
+    for path in (*root.glob("*/manifest.json"), *root.glob("*/metrics.parquet")):
+        path.unlink()
+
+
+def killed(out: Path, step: int) -> tuple[Run, Path]:
+    """A run of four steps that was killed at `step` in `out`, a checkpoint after every one before; their folder."""
     run = tiny_run(4)
     with pytest.raises(Kill):
-        go(run, tmp_path / "broken", checkpoint_seconds=ALWAYS, keep=frozenset({1}), on_step=kill_at(3))
-    newest = latest(tmp_path / "broken" / "checkpoint")
-    shorten(newest / "weights.safetensors")
+        go(run, out, checkpoint_seconds=ALWAYS, on_step=kill_at(step))
+    return run, out / "checkpoint"
+
+
+def test_a_checkpoint_without_a_manifest_still_resumes(tmp_path):
+    run, root = killed(tmp_path / "old", 3)
+    bare(root)
+    go(run, tmp_path / "old")
+    go(run, tmp_path / "whole")
+    assert not differing(weights(tmp_path / "old"), weights(tmp_path / "whole"))
+    assert rows(tmp_path / "old") == rows(tmp_path / "whole")
+
+
+def test_a_broken_checkpoint_without_a_manifest_stops_the_run(tmp_path):
+    run, root = killed(tmp_path, 3)
+    bare(root)
+    shorten(latest(root) / "weights.safetensors")
     with pytest.raises(UserError, match=r"cannot resume from .*step-000000002"):
+        go(run, tmp_path)
+
+
+def test_only_when_every_checkpoint_is_damaged_is_it_an_error_and_nothing_is_removed(tmp_path):
+    run, root = killed(tmp_path / "broken", 4)
+    before = folders(tmp_path / "broken")
+    for path in root.glob("step-*/weights.safetensors"):
+        shorten(path)
+    with pytest.raises(UserError) as caught:
         go(run, tmp_path / "broken")
-    for path in sorted(newest.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    newest.rmdir()
+    assert folders(tmp_path / "broken") == before == ["step-000000002", "step-000000003"]
+    for words in ("no checkpoint under", "step-000000003: weights.safetensors has", "remove that folder"):
+        assert words in str(caught.value)
+    shutil.rmtree(root)
     go(run, tmp_path / "broken")
     go(run, tmp_path / "whole")
     assert not differing(weights(tmp_path / "broken"), weights(tmp_path / "whole"))
-    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
+
+
+def test_checkpoints_of_another_run_than_run_json_are_refused(tmp_path):
+    killed(tmp_path, 3)
+    other = tiny_run(4, lr=0.5)
+    other.save(tmp_path / "run.json")
+    with pytest.raises(UserError, match=r"holds checkpoints of another run than its run\.json"):
+        go(other, tmp_path)
+
+
+def test_a_start_that_is_damaged_is_refused(tmp_path):
+    run, root = killed(tmp_path / "short", 3)
+    shorten(latest(root) / "weights.safetensors")
+    with pytest.raises(UserError, match=r"cannot start from .*step-000000002: weights.safetensors has"):
+        go(run, tmp_path / "long", start=latest(root))
+
+
+def test_the_manifest_sees_every_bit_that_changes(tmp_path):
+    folder = save(tmp_path, stepper_after(1), Progress(1), frozenset())
+    manifest.check(folder)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        for bit in np.random.default_rng(0).integers(0, 8 * len(whole), 40):
+            changed = bytearray(whole)
+            changed[bit // 8] ^= 1 << int(bit % 8)
+            path.write_bytes(changed)
+            with pytest.raises(manifest.Damaged):
+                manifest.check(folder)
+        path.write_bytes(whole)
+    manifest.check(folder)
+
+
+def test_a_snapshot_does_not_feel_the_steps_that_follow(tmp_path):
+    stepper = stepper_after(2)
+    taken = checkpoint.snapshot(stepper, progress := Progress(2))
+    stepper.take(2, torch.arange(36).view(4, 9), Guard(1.0))
+    progress.step = 3
+    again = stepper_after(0)
+    assert load(checkpoint.write(tmp_path, taken), again) == Progress(2)
+    again.take(2, torch.arange(36).view(4, 9), Guard(1.0))
+    assert not differing(again.masters.state(), stepper.masters.state())
+
+
+def test_what_cannot_be_written_comes_up_at_the_next_step_and_the_run_goes_on_later(tmp_path):
+    run, seen = tiny_run(6), []
+    with pytest.raises(UserError, match=r"cannot write .*step-00000000[12].*disk"), files_of_at_most(20_000):
+        go(run, tmp_path / "full", checkpoint_seconds=ALWAYS, on_step=lambda step, _: seen.append(step))
+    assert seen[-1] <= 2
+    go(run, tmp_path / "full")
+    go(run, tmp_path / "whole")
+    assert not differing(weights(tmp_path / "full"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [(Keep(), [8]), (Keep(last=3), [6, 7, 8]), (Keep(every=3), [3, 6, 8]), (Keep(best=True), [4, 8])],
+    ids=["default", "last", "every", "best"],
+)
+def test_the_recipe_says_which_checkpoints_stay(tmp_path, keep, left):
+    told = iter((3.0, 2.0, 2.5, 2.2))
+    run = tiny_run(8, times=4, keep=keep)
+    stage = Stage(checkpoint_seconds=ALWAYS)
+    result = train(run, fresh(run), batches, loss, lambda model: {"loss": next(told)}, tmp_path, stage)
+    assert checkpoint.steps(tmp_path / "checkpoint") == left
+    assert result.get("best_step") == (4 if keep.best else None)
+
+
+def test_what_the_recipe_keeps_is_written_whatever_the_clock_says(tmp_path):
+    told = iter((3.0, 2.0, 2.5, 2.2))
+    run = tiny_run(8, times=4, keep=Keep(every=3, best=True))
+    train(run, fresh(run), batches, loss, lambda model: {"loss": next(told)}, tmp_path, Stage(checkpoint_seconds=NEVER))
+    assert checkpoint.steps(tmp_path / "checkpoint") == [3, 4, 6, 8]
+
+
+def test_one_more_than_the_recipe_keeps_stays_while_the_run_trains(tmp_path):
+    _, root = killed(tmp_path, 4)
+    assert checkpoint.steps(root) == [2, 3]
 
 
 def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):

@@ -23,6 +23,8 @@ def train(
 ) -> int:
     """Train one run, safe to kill at any time: the same command goes on from the last checkpoint, bit for bit.
 
+    SIGTERM and ctrl-C end it after the step it is at, with everything saved.
+
     RUN is a run.json (every run folder holds one; --out says where to train), a Python file whose function `run`
     returns a Run (FILE.py:NAME calls another; see recipes/), or the folder of a study whose forecast is sealed: its
     target is trained and the verdict given.
@@ -45,6 +47,8 @@ def _train_file(source: Path, out: Path | None, view: TerminalView) -> dict[str,
 
     from nachim.lab.launch.local import event_of
     from nachim.lab.work import Place, carry_out
+    from nachim.train.loop import Watch
+    from nachim.train.stopping import Stopped, stop_on_signal
 
     run = run_of(source)
     if out is None and not source.is_dir():
@@ -56,7 +60,12 @@ def _train_file(source: Path, out: Path | None, view: TerminalView) -> dict[str,
     def on_step(run: Run, step: int, loss: float) -> None:
         view.event(event_of("run", run, step, loss, threads))
 
-    return carry_out(run, out or source, place, on_step)
+    with stop_on_signal() as stopping:
+        try:
+            return carry_out(run, out or source, place, on_step, watch=Watch(view.say, stopping))
+        except Stopped as stopped:
+            view.say(str(stopped))
+            return {"stopped_at": stopped.step, "steps": run.train.steps}
 
 
 def run_of(source: Path) -> Run:

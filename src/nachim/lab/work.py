@@ -25,7 +25,7 @@ from nachim.spec import Run, UserError, diff
 from nachim.spec.disk import read_json, write_text
 from nachim.train import checkpoint
 from nachim.train.guard import Diverged
-from nachim.train.loop import Stage, train
+from nachim.train.loop import Stage, Watch, train
 from nachim.train.schedule import stable_steps
 
 
@@ -51,8 +51,13 @@ OnStep = Callable[[Run, int, float], None]
 """Called with (run, steps done, loss) after every step."""
 
 
-def carry_out(run: Run, out: Path, place: Place, on_step: OnStep, share: Share = Share()) -> dict[str, Any]:
-    """Train `run` into `out`, or finish it, and return its result. Raises UserError, and Diverged from the guard."""
+def carry_out(
+    run: Run, out: Path, place: Place, on_step: OnStep, share: Share = Share(), watch: Watch = Watch()
+) -> dict[str, Any]:
+    """Train `run` into `out`, or finish it, and return its result.
+
+    Raises UserError, Diverged from the guard, and Stopped when `watch` asks for it.
+    """
     if (out / "result.json").exists():
         return result_of(out)
     settle(place)
@@ -68,6 +73,7 @@ def carry_out(run: Run, out: Path, place: Place, on_step: OnStep, share: Share =
         keep=share.keep,
         checkpoint_seconds=place.checkpoint_seconds,
         on_step=lambda step, loss: on_step(run, step, loss),
+        watch=watch,
     )
     return train(run, model, batches.batch, next_token_loss, lambda model: measure(model, windows), out, stage)
 
