@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -19,12 +20,30 @@ from tests.model.hf.parity import SMALL, close, hold_bitwise, hold_published, re
 
 UNSAID = {"deepseek_v2": {"num_experts_per_tok": 6}}
 """What a config class leaves open, although its model needs it."""
+OLDER = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
+"""Names that older files have, and the config class has not."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_option_of_the_config_class_is_read_or_known_to_be_without_effect(name):
     values = {**CONFIG_MAPPING[name]().to_dict(), **UNSAID.get(name, {})}
     assert not read_config(values)[1].unknown
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_absent_keys_have_the_defaults_of_the_config_class(name):
+    full = {**CONFIG_MAPPING[name]().to_dict(), **UNSAID.get(name, {})}
+    values = {"model_type": name}
+    for _ in full:
+        try:
+            decoder = read_config(values)[2]
+        except UserError as error:
+            needed = re.search("lacks '(\\w+)'", str(error))
+            assert needed is not None, error
+            key = needed[1] if needed[1] in full else OLDER[needed[1]]
+            assert key not in values, error
+            values[key] = full[key]
+    assert unrolled(decoder) == unrolled(read_config(full)[2])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -29,13 +29,17 @@ PLAIN = {
 """Names of activations, the first of those that mean one thing is written."""
 
 
-def read_heads(config: Config) -> dict[str, int]:
-    """Number and width of heads, as most families write them."""
-    heads = config.need("num_attention_heads")
+def read_heads(config: Config, kv_heads: int | None = None, d_head: int | None = None) -> dict[str, int]:
+    """Number and width of heads, as most families write them; `kv_heads` and `d_head` are the family's defaults.
+
+    Where these are None, or null in the config, keys have as many heads as queries, which fill the width together.
+    """
+    heads, width = config.need("num_attention_heads"), config.need("hidden_size")
+    grouped, wide = config.given("num_key_value_heads", kv_heads), config.given("head_dim", d_head)
     return {
         "n_heads": heads,
-        "n_kv_heads": config.get("num_key_value_heads", heads),
-        "d_head": config.get("head_dim", config.need("hidden_size") // heads),
+        "n_kv_heads": heads if grouped is None else grouped,
+        "d_head": width // heads if wide is None else wide,
     }
 
 

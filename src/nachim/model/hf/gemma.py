@@ -33,8 +33,7 @@ def _heads(config: Config) -> dict[str, Any]:
     config.only("use_bidirectional_attention", False)
     scale = config.get("query_pre_attn_scalar", 256) ** -0.5
     bias = "all" if config.get("attention_bias", False) else "none"
-    heads = {**read_heads(config), "d_head": config.get("head_dim", 256)}
-    return {**heads, "n_kv_heads": config.get("num_key_value_heads", 4), "bias": bias, "scale": scale}
+    return {**read_heads(config, 4, 256), "bias": bias, "scale": scale}
 
 
 def _kinds(config: Config, every: int) -> list[str]:

@@ -45,7 +45,7 @@ def to_spec(config: Config) -> Decoder:
     config.without_effect("max_position_embeddings")
     config.only("hidden_act", "silu")
     config.only("swiglu_alpha", 1.702)
-    heads = read_heads(config)
+    heads = read_heads(config, 8, 64)
     given = config.get("rope_parameters") or config.get("rope_scaling") or STRETCHED
     return Decoder(
         **read_shape(config),

@@ -17,7 +17,7 @@ def to_spec(config: Config) -> Decoder:
     config.without_effect("max_position_embeddings")
     if config.get("layer_types") is not None:
         config.refuse("layer_types", config.get("layer_types"), "a mistral model has one window for all layers")
-    heads = {"n_kv_heads": 8, **read_heads(config)}
+    heads = read_heads(config, 8)
     return Decoder(
         **read_shape(config),
         attention=Attention(**heads, window=config.given("sliding_window", 4096)),

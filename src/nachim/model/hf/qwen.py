@@ -50,12 +50,12 @@ def write_windows(decoder: Decoder) -> dict[str, Any]:
 
 def qwen2_to_spec(config: Config) -> Decoder:
     """The decoder of a Qwen2 config."""
-    return _to_spec(config, {**read_heads(config), "bias": "qkv"})
+    return _to_spec(config, {**read_heads(config, 32), "bias": "qkv"})
 
 
 def qwen3_to_spec(config: Config) -> Decoder:
     """The decoder of a Qwen3 config."""
-    heads = {**read_heads(config), "d_head": config.get("head_dim", 128)}
+    heads = read_heads(config, 32, 128)
     bias = "all" if config.get("attention_bias", False) else "none"
     eps = config.get("rms_norm_eps", 1e-6)
     return _to_spec(config, {**heads, "bias": bias, "qk_norm": True, "qk_norm_eps": eps})

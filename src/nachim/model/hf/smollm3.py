@@ -24,7 +24,7 @@ from nachim.spec import Attention, Decoder, NoPosition, RMSNorm, RoPE
 def to_spec(config: Config) -> Decoder:
     """The decoder of a SmolLM3 config."""
     config.without_effect("max_position_embeddings")
-    heads = {"n_kv_heads": 4, **read_heads(config)}
+    heads = read_heads(config, 4)
     depth, every = config.need("num_hidden_layers"), config.get("no_rope_layer_interval", 4)
     turned = config.get("no_rope_layers", [int((layer + 1) % every != 0) for layer in range(depth)])
     if len(turned) < depth:
