@@ -16,7 +16,7 @@ from nachim.lab.store import observe, run_noise
 from nachim.lab.verdict import judge
 from nachim.law import LAWS, study
 from nachim.spec import BPE, Data, Machine, Run
-from nachim.train.metrics import Metrics
+from nachim.train.metrics import Metrics, write
 
 TRUTH = {"E": 0.75, "A": 28.0, "B": 70.0, "alpha": 0.33, "beta": 0.33}
 UNIQUE = 200_000_000
@@ -64,7 +64,7 @@ class Faker:
         """`run.json` and metrics of the first `share` of a run's steps; the loss ends at `bpb`."""
         out.mkdir(parents=True)
         run.save(out / "run.json")
-        metrics = Metrics(out / "metrics.parquet", 0)
+        metrics = Metrics()
         steps, times = run.train.steps, run.validation.times
         measured = {round(steps * (i + 1) / times) for i in range(times)}
         kept = {int(step) for step in np.geomspace(1, steps, 200)} | measured
@@ -75,7 +75,7 @@ class Faker:
             loss *= float(np.exp(0.02 * self.rng.standard_normal()))
             row = {"lr": run.train.optimizer.lr, "grad_norm": 0.5, "seconds": 0.01, **seen}
             metrics.add(step=step, tokens=step * run.train.batch_tokens, loss=loss, **row)
-        metrics.flush()
+        write(metrics.table(), out / "metrics.parquet")
 
 
 def begin_study(root: Path) -> tuple[Recipe, Plan]:
