@@ -104,7 +104,7 @@ def test_wrong_tensors_are_listed_and_nothing_is_written(change, said, tmp_path)
         ({"rope_parameters": {"rope_type": "spiral"}}, "rope_type='spiral'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"num_attention_heads": 5}, "d_head|divide"),
-        ({"num_attention_heads": 0}, "a value of the wrong kind for a llama model: "),
+        ({"num_attention_heads": 0}, r"Attention\.n_heads is 0; it must be above 0"),
         ({"hidden_size": "wide", "head_dim": None}, "a value of the wrong kind for a llama model: "),
         ({"rms_norm_eps": "small"}, "RMSNorm.eps is 'small'"),
     ],
