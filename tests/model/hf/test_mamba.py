@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, JambaConfig, Mamba2Config, MambaC
 
 import nachim
 from nachim.model.hf import config_for, read_config
-from nachim.spec import Attention, Mamba, MoE, Pattern, SwiGLU, UserError
+from nachim.spec import Attention, Mamba, MoE, NoPosition, Pattern, RoPE, SwiGLU, UserError
 from nachim.spec.known import known
 from tests.model.hf.parity import SMALL, close, hold, hold_published, reference
 
@@ -261,3 +261,17 @@ def test_padding_in_transformers_and_documents_here_agree_at_every_length(tmp_pa
             documents_BT = torch.tensor([[-1] * padding + [0] * 7])
             ids_BT = torch.cat((torch.randint(0, 40, (padding,)), ids_T))[None]
             close(f"{padding} of padding", ours(ids_BT, documents_BT)[:, padding:], expected)
+
+
+def test_a_state_with_a_position_that_it_never_asks_for_is_exported(tmp_path):
+    """RoPE is a decoder's default, and nothing to a state; in a layer of attention it is in the way."""
+    _, _, decoder = read_config(MAMBA_130M)
+    turned = dataclasses.replace(decoder, position=RoPE())
+    family, values = config_for(turned, 64)
+    assert family.model_type == "mamba"
+    assert read_config(values)[2] == decoder
+    _, _, hybrid = read_config({**JAMBA_0_1, "num_hidden_layers": 8})
+    silent = (RoPE(),) * 4 + (NoPosition(),) + (RoPE(),) * 3
+    assert config_for(dataclasses.replace(hybrid, position=Pattern(parts=silent)), 64)[0].model_type == "jamba"
+    with pytest.raises(UserError, match="no Hugging Face family known here can express this decoder"):
+        config_for(dataclasses.replace(hybrid, position=RoPE()), 64)

@@ -20,8 +20,9 @@ from nachim.model.hf.family import Family
 from nachim.model.hf.fold import Folded
 from nachim.model.hf.rules import Rule
 from nachim.model.hf.source import Source, check, tensors_in, write_tensors
-from nachim.spec import Decoder, MoE, Pattern, UserError, diff
+from nachim.spec import Decoder, MoE, NoPosition, Pattern, Position, UserError, diff
 from nachim.spec.disk import read_json, write_text
+from nachim.spec.model import Block
 
 CONFIG = "config.json"
 ORIGIN = "huggingface"
@@ -190,7 +191,8 @@ def kinds(decoder: Decoder) -> str:
 def unrolled(decoder: Decoder) -> Decoder:
     """The same decoder with every pattern written as the parts of all layers, or as one part where all are equal.
 
-    What matters to the training of experts alone, which no config says of all families, is as in a new import.
+    What matters to the training of experts alone, which no config says of all families, is as in a new import; so is
+    the position of a mixer that asks for none.
     """
 
     def over(parts: Sequence[Any]) -> Any:
@@ -202,8 +204,15 @@ def unrolled(decoder: Decoder) -> Decoder:
         decoder,
         attention=over([block.mixer for block in blocks]),
         ffn=None if decoder.ffn is None else over(ffn),
-        position=over([block.position for block in blocks]),
+        position=over([heard(block) for block in blocks]),
     )
+
+
+def heard(block: Block) -> Position:
+    """The position of a block; none where it has no effect, for a state knows the order of tokens by itself."""
+    position, mixer = block.position, block.mixer
+    silent = mixer.turned is None and mixer.scored is None
+    return NoPosition() if silent and not position.added and not position.layer_params() else position
 
 
 def untrained(part: MoE) -> MoE:
