@@ -7,8 +7,8 @@ import pytest
 from nachim.budget.throughput import Throughput
 from nachim.lab.ladder import make_ladder
 from nachim.lab.recipe import Recipe
-from nachim.lab.size import REACH, Pace, anchored, lay_out, repeat, size, sweep_shape, total
-from nachim.spec import BPE, CompleteP, Data, Standard, UserError
+from nachim.lab.size import REACH, Pace, Plan, anchored, lay_out, repeat, size, sweep_shape, total
+from nachim.spec import BPE, CompleteP, Data, Run, Standard, UserError
 
 RECIPE = Recipe(data=Data(tokenizer=BPE(vocab_size=512), seq_len=128), precision="fp32", batch_factor=0.2)
 UNIQUE = 13_000_000
@@ -27,10 +27,31 @@ def test_plan_fills_the_time_and_keeps_the_promises(seconds: float) -> None:
     plan = size(RECIPE, seconds, UNIQUE, pace(2e10), "trunks")
     assert 0.85 * seconds <= total(plan) <= seconds
     assert len(plan.shapes) >= 5
-    ladder = make_ladder(RECIPE, plan.shapes, plan.levels, UNIQUE, "trunks")
-    assert len(ladder.runs) >= 20
+    assert len(planned(plan)) >= 20
     assert plan.levels[-1] / plan.levels[0] == pytest.approx(10)
     assert plan.target_flops >= REACH * plan.levels[-1] * 0.999
+
+
+def test_a_large_ladder_has_no_run_at_the_start_of_training_and_a_small_one_keeps_its_twenty() -> None:
+    """An eighth of a target's tokens at least, where enough runs are left; the smallest ladders need their short ones.
+
+    The planned optimum is twice DeepSeek's M = 0.1715 C^0.5243 (arXiv 2401.02954), and tokens are C / M.
+    """
+    large, small = (lay_out_in(seconds) for seconds in (3600, 420))
+    top = large.levels[-1]
+    shortest = min(run.train.tokens for run in planned(large))
+    assert shortest >= 0.99 * 0.4 * top / (2 * 0.1715 * top**0.5243)
+    top = small.levels[-1]
+    assert min(run.train.tokens for run in planned(small)) < 0.4 * top / (2 * 0.1715 * top**0.5243)
+
+
+def lay_out_in(seconds: float) -> Plan:
+    return size(RECIPE, seconds, UNIQUE, pace(2e10), "trunks")
+
+
+def planned(plan: Plan) -> tuple[Run, ...]:
+    recipe = anchored(RECIPE, plan.levels[0], plan.design)
+    return make_ladder(recipe, plan.shapes, plan.levels, UNIQUE, plan.design, plan.least_tokens).runs
 
 
 def test_a_faster_machine_climbs_higher() -> None:

@@ -76,21 +76,28 @@ def budgets(top: float, count: int = 9, span: float = 10.0) -> list[float]:
     return [top * span ** (i / (count - 1) - 1) for i in range(count)]
 
 
-def rung_tokens(model: Decoder, recipe: Recipe, levels: Sequence[float], unique_tokens: int) -> list[float]:
+def rung_tokens(
+    model: Decoder, recipe: Recipe, levels: Sequence[float], unique_tokens: int, least_tokens: float = 0.0
+) -> list[float]:
     """The token counts at which `model` meets each budget of `levels`, as far as they make sense.
 
-    Runs of fewer than 500 steps measure the start of training, and tokens beyond the corpus are not fresh: both are
-    left out.
+    Runs of fewer than 500 steps or `least_tokens` measure the start of training, and tokens beyond the corpus are not
+    fresh: both are left out.
     """
-    batch = recipe.batch_tokens(levels[-1])
+    least = max(least_tokens, FEWEST_STEPS * recipe.batch_tokens(levels[-1]))
     wanted = (level / model.flops_per_token(recipe.data.seq_len) for level in levels)
-    return [tokens for tokens in wanted if FEWEST_STEPS * batch <= tokens <= unique_tokens]
+    return [tokens for tokens in wanted if least <= tokens <= unique_tokens]
 
 
 def make_ladder(
-    recipe: Recipe, shapes: Sequence[Decoder], levels: Sequence[float], unique_tokens: int, design: Design
+    recipe: Recipe,
+    shapes: Sequence[Decoder],
+    levels: Sequence[float],
+    unique_tokens: int,
+    design: Design,
+    least_tokens: float = 0.0,
 ) -> Ladder:
-    """Every shape at every budget that suits it.
+    """Every shape at every budget that suits it and leaves it `least_tokens`.
 
     `trunks`: one constant-rate run a shape with a decay at each budget (arXiv 2405.18392), batch and rate those of the
     recipe's anchor (of the largest budget, where it has none). `isoflop`: separate runs, batch and rate those of each
@@ -98,7 +105,7 @@ def make_ladder(
     """
     chains: list[Chain] = []
     for model in shapes:
-        tokens = rung_tokens(model, recipe, levels, unique_tokens)
+        tokens = rung_tokens(model, recipe, levels, unique_tokens, least_tokens)
         if design == "trunks" and tokens:
             chains.append(Chain(runs=tuple(recipe.run(model, levels[-1], count) for count in tokens)))
         elif design == "isoflop":

@@ -13,6 +13,7 @@ from nachim.lab.recipe import Anchor, Recipe
 from nachim.lab.sweep import sweep
 from nachim.law.transfer import model_opt
 from nachim.spec import CompleteP, Decoder, Part, Run, UserError
+from nachim.spec.part import later
 
 REACH = 10.0
 """How many times the ladder's largest budget a target is at least."""
@@ -20,7 +21,7 @@ SHAPES = 6
 FEWEST_SHAPES, FEWEST_RUNS, SPAN = 5, 20, 10.0
 """A ladder that can carry a law has at least as many shapes and runs, over such a range of compute."""
 STRETCH = 1.5
-SMALLEST_TOP, LARGEST_TOP = 1e10, 1e24
+SMALLEST_TOP, LARGEST_TOP, FINE = 1e10, 1e24, 1.03
 RUN_SECONDS = 0.5
 """Fixed cost of a run beside its steps: building, checkpoints, results."""
 
@@ -37,6 +38,7 @@ class Plan(Part):
     shapes: tuple[Decoder, ...]
     sweep: Ladder
     target_flops: float
+    least_tokens: float = later(0.0)
     sweep_seconds: float
     ladder_seconds: float
     target_seconds: float
@@ -52,8 +54,10 @@ class Pace:
     workers: int
 
 
-def lay_out(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: Design) -> Plan:
-    """The plan whose ladder ends at the budget `top`.
+def lay_out(
+    recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: Design, least_tokens: float = 0.0
+) -> Plan:
+    """The plan whose ladder ends at the budget `top`, each run of it at least `least_tokens` long.
 
     M spans from half of DeepSeek's optimum at the lowest budget to the optimum at the target (arXiv 2401.02954), times
     `FAMILY`, so that each budget's optimum lies inside its shapes, but no shape is too large to take enough steps.
@@ -64,10 +68,10 @@ def lay_out(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: 
     data = recipe.data
     low, high = span_of_shapes(levels[0], target)
     smallest = family(data.tokenizer.vocab_size, data.seq_len)[0][0]
-    trainable = top / (1.25 * FEWEST_STEPS * recipe.batch_tokens(top))
+    trainable = top / (1.25 * max(least_tokens, FEWEST_STEPS * recipe.batch_tokens(top)))
     low, high = max(low, smallest), min(high, trainable)
     shapes = tuple(ladder_shapes(low, high, SHAPES, data.tokenizer.vocab_size, data.seq_len))
-    ladder = make_ladder(recipe, shapes, levels, unique_tokens, design)
+    ladder = make_ladder(recipe, shapes, levels, unique_tokens, design, least_tokens)
     extra = repeat(recipe, ladder)
     tries = sweep(recipe, sweep_shape(recipe, levels[0]), levels[0])
     model = nearest_shape(max(smallest, family_opt(target)), data.tokenizer.vocab_size, data.seq_len)
@@ -78,6 +82,7 @@ def lay_out(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: 
         shapes=tuple(dict.fromkeys(chain.runs[0].model for chain in ladder.chains)),
         sweep=tries,
         target_flops=target,
+        least_tokens=least_tokens,
         sweep_seconds=makespan([chain_seconds(chain, pace.beside) for chain in tries.chains], pace.workers),
         ladder_seconds=makespan(
             [chain_seconds(chain, pace.beside) for chain in (*ladder.chains, *extra.chains)], pace.workers
@@ -87,6 +92,9 @@ def lay_out(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: 
     )
 
 
+EARLY = 0.4
+"""Shortest run of a trunk, in tokens of the planned optimum at the largest budget: an eighth of what a target of ten
+times that budget takes. Wide shapes fall so steeply in shorter ones that a law errs (`ideas/early_runs.md`)."""
 FAMILY = 2.0
 """Our family's optimum M over DeepSeek's prior, at 1e11 to 1e12 FLOP on the embedded corpus."""
 
@@ -153,20 +161,22 @@ def chain_seconds(chain: Chain, pace: Throughput) -> float:
 
 
 def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design: Design) -> Plan:
-    """The largest plan that takes `seconds`: ladder tops are tried upwards in steps of 3 %.
+    """The largest plan that takes `seconds`: ladder tops are tried upwards in coarse steps, then in steps of 3 %.
 
     The smallest useful plan is taken where it is at most `STRETCH` times as long: on a busy machine a ladder too small
     to fit a law would be no better. Raises UserError when it is longer still, saying how long.
     """
     best = least = None
-    top = SMALLEST_TOP
-    while top < LARGEST_TOP:
-        plan = _try(recipe, top, unique_tokens, pace, design)
-        least = least or plan
-        if plan is not None and total(plan) > seconds:
-            break
-        best = plan or best
-        top *= 1.03
+    start = SMALLEST_TOP
+    for step in (FINE**8, FINE):
+        top = start
+        while top < LARGEST_TOP:
+            plan = _try(recipe, top, unique_tokens, pace, design)
+            if plan is not None and total(plan) > seconds:
+                least = plan
+                break
+            best, start = plan or best, top
+            top *= step
     if best is None and least is not None and total(least) <= STRETCH * seconds:
         return least
     if best is None:
@@ -183,18 +193,22 @@ def total(plan: Plan) -> float:
 
 
 def _try(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: Design) -> Plan | None:
-    """The plan at `top`; None where it has too few shapes or runs to fit a law."""
-    try:
-        plan = lay_out(recipe, top, unique_tokens, pace, design)
-    except UserError:
-        return None
-    return plan if useful(plan, recipe, unique_tokens) else None
+    """The plan at `top`, without early runs where enough are left; None where it has too few to fit a law."""
+    late = EARLY * top / family_opt(top) if design == "trunks" else 0.0
+    for least_tokens in dict.fromkeys((late, 0.0)):
+        try:
+            plan = lay_out(recipe, top, unique_tokens, pace, design, least_tokens)
+        except UserError:
+            continue
+        if useful(plan, recipe, unique_tokens):
+            return plan
+    return None
 
 
 def useful(plan: Plan, recipe: Recipe, unique_tokens: int) -> bool:
     """Whether the plan's ladder, made with `recipe`, has the shapes, runs and range of compute that a law needs."""
     try:
-        runs = make_ladder(recipe, plan.shapes, plan.levels, unique_tokens, plan.design).runs
+        runs = make_ladder(recipe, plan.shapes, plan.levels, unique_tokens, plan.design, plan.least_tokens).runs
     except UserError:
         return False
     span = max(run.flops for run in runs) / min(run.flops for run in runs)

@@ -228,7 +228,7 @@ class Study:
         """The ladder of `plan` with the swept recipe, its repeated rung last."""
         recipe = self.recipe()
         unique = prepare(self.question.data, self.cache).unique_tokens
-        ladder = make_ladder(recipe, plan.shapes, plan.levels, unique, plan.design)
+        ladder = make_ladder(recipe, plan.shapes, plan.levels, unique, plan.design, plan.least_tokens)
         return Ladder(chains=ladder.chains + repeat(recipe, ladder).chains)
 
     def ladder(self, plan: Plan) -> None:
