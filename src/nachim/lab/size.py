@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from nachim.budget.cost import disk_bytes, makespan
@@ -20,7 +20,7 @@ REACH = 10.0
 SHAPES = 6
 FEWEST_SHAPES, FEWEST_RUNS, SPAN = 5, 20, 10.0
 """A ladder that can carry a law has at least as many shapes and runs, over such a range of compute."""
-STRETCH = 1.5
+STRETCH, MOST = 1.5, 0.8
 SMALLEST_TOP, LARGEST_TOP, FINE = 1e10, 1e24, 1.03
 RUN_SECONDS = 0.5
 """Fixed cost of a run beside its steps: building, checkpoints, results."""
@@ -161,22 +161,19 @@ def chain_seconds(chain: Chain, pace: Throughput) -> float:
 
 
 def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design: Design) -> Plan:
-    """The largest plan that takes `seconds`: ladder tops are tried upwards in coarse steps, then in steps of 3 %.
+    """The largest plan that takes `seconds`: of trunks without early runs, where such a plan uses most of them.
 
     The smallest useful plan is taken where it is at most `STRETCH` times as long: on a busy machine a ladder too small
     to fit a law would be no better. Raises UserError when it is longer still, saying how long.
     """
-    best = least = None
-    start = SMALLEST_TOP
-    for step in (FINE**8, FINE):
-        top = start
-        while top < LARGEST_TOP:
-            plan = _try(recipe, top, unique_tokens, pace, design)
-            if plan is not None and total(plan) > seconds:
-                least = plan
-                break
-            best, start = plan or best, top
-            top *= step
+
+    def lay(top: float, early: float) -> Plan | None:
+        return _try(recipe, top, unique_tokens, pace, design, early * top / family_opt(top))
+
+    late = _largest(lambda top: lay(top, EARLY), seconds)[0] if design == "trunks" else None
+    if late is not None and total(late) >= MOST * seconds:
+        return late
+    best, least = _largest(lambda top: lay(top, 0.0), seconds)
     if best is None and least is not None and total(least) <= STRETCH * seconds:
         return least
     if best is None:
@@ -187,22 +184,39 @@ def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design:
     return best
 
 
+def _largest(lay: Callable[[float], Plan | None], seconds: float) -> tuple[Plan | None, Plan | None]:
+    """The plan of the highest top that takes at most `seconds`, and that of the lowest that takes longer.
+
+    Tops are tried upwards in coarse steps, then from the last that fitted in steps of 3 %.
+    """
+    best = longer = None
+    start = SMALLEST_TOP
+    for step in (FINE**8, FINE):
+        top = start
+        while top < LARGEST_TOP:
+            plan = lay(top)
+            if plan is not None and total(plan) > seconds:
+                longer = plan
+                break
+            best, start = plan or best, top
+            top *= step
+    return best, longer
+
+
 def total(plan: Plan) -> float:
     """Predicted seconds of the whole plan."""
     return plan.sweep_seconds + plan.ladder_seconds + plan.target_seconds
 
 
-def _try(recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: Design) -> Plan | None:
-    """The plan at `top`, without early runs where enough are left; None where it has too few to fit a law."""
-    late = EARLY * top / family_opt(top) if design == "trunks" else 0.0
-    for least_tokens in dict.fromkeys((late, 0.0)):
-        try:
-            plan = lay_out(recipe, top, unique_tokens, pace, design, least_tokens)
-        except UserError:
-            continue
-        if useful(plan, recipe, unique_tokens):
-            return plan
-    return None
+def _try(
+    recipe: Recipe, top: float, unique_tokens: int, pace: Pace, design: Design, least_tokens: float
+) -> Plan | None:
+    """The plan at `top`; None where it has too few shapes or runs to fit a law."""
+    try:
+        plan = lay_out(recipe, top, unique_tokens, pace, design, least_tokens)
+    except UserError:
+        return None
+    return plan if useful(plan, recipe, unique_tokens) else None
 
 
 def useful(plan: Plan, recipe: Recipe, unique_tokens: int) -> bool:
