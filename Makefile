@@ -22,8 +22,8 @@ venv: $(STAMP)  ## Install nachim and what it needs into .venv
 quickstart: $(STAMP)  ## Budget to verdict on this machine; MINUTES=10 is how long it may take
 	.venv/bin/nachim quickstart --minutes $(MINUTES)
 
-test: $(STAMP)  ## Run the tests; PYTEST_ARGS='-k law -x' is handed on
-	.venv/bin/python -m pytest -q --durations=10 $(PYTEST_ARGS)
+test: $(STAMP)  ## Run the tests, a file a core; PYTEST_ARGS='-k law -x' is handed on
+	.venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --durations=10 $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## Check style, format, and that imports point only downwards
 	.venv/bin/ruff check .

@@ -13,6 +13,9 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported: so before any test is
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # processes that share the cores stand in each other's way with more
+
 settings.register_profile("nachim", derandomize=True, deadline=None)
 settings.load_profile("nachim")
 
