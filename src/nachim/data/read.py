@@ -101,7 +101,7 @@ def read_parquet(path: Path, name: str, column: str, report: Report) -> Iterator
                 raise UserError(f"{path} has no text column {column!r}{nearest(column, known)}")
             yield from read_tables(file.iter_batches(1024, columns=[column]), name, column, report)
     except (OSError, pa.ArrowException) as error:
-        report.skip(UNREADABLE, f"{name}: {_first_line(error)}")
+        report.skip(UNREADABLE, f"{name}: {first_line(error)}")
 
 
 def read_tables(tables: Iterable[pa.RecordBatch | pa.Table], name: str, column: str, report: Report) -> Iterator[bytes]:
@@ -175,7 +175,7 @@ def lines(path: Path, name: str, report: Report) -> Iterator[tuple[str, bytes]]:
                 if line.strip():
                     yield f"{name}, line {number}", line
     except (OSError, pa.ArrowException) as error:
-        report.skip(UNREADABLE, f"{name}, after line {number}: {_first_line(error)}")
+        report.skip(UNREADABLE, f"{name}, after line {number}: {first_line(error)}")
 
 
 def _cut(raw: bytes, at: int) -> int:
@@ -186,5 +186,6 @@ def _cut(raw: bytes, at: int) -> int:
     return raw.find(b"\n", at) + 1 or len(raw)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library says, without what it adds below."""
     return (str(error).splitlines() or [type(error).__name__])[0]

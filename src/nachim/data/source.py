@@ -6,7 +6,7 @@ import functools
 import os
 import platform
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,18 @@ NOT_STDLIB = ("site-packages", "dist-packages", "__pycache__")
 
 @dataclass(frozen=True)
 class Source:
-    """An opened corpus: a `name` for people, the `files` it comes from (if any), and how to `read` its documents."""
+    """An opened corpus: a `name` for people, the `files` it comes from (if any), and how to `read` its documents.
+
+    Files are named from `base`; `pieces` says that the only one is cut into documents. Where there may be no files,
+    `tables` gives Arrow tables with the text, `id` and further columns asked for.
+    """
 
     name: str
     files: tuple[Path, ...]
     read: Callable[[Report], Iterator[bytes]]
+    base: Path = Path()
+    pieces: bool = False
+    tables: Callable[[Sequence[str]], Iterator[Any]] | None = None
 
     def documents(self, report: Report) -> Iterator[bytes]:
         """Every document in a fixed order, as non-empty valid UTF-8; `report` counts them and the rest.
@@ -66,7 +73,7 @@ def _stdlib(corpus: Stdlib) -> Source:
     if not files:
         raise UserError(f"this Python keeps no .py files under {root}; name a corpus, such as Files(path=...)")
     read = functools.partial(_read_files, files, root, "")
-    return Source(f"python-{platform.python_version()}", tuple(files), read)
+    return Source(f"python-{platform.python_version()}", tuple(files), read, root)
 
 
 @open_source.register
@@ -78,9 +85,10 @@ def _files(corpus: Files) -> Source:
     if not files:
         raise UserError(f"Files.path: no file in {root}")
     if len(files) == 1 and not files[0].name.endswith(JSON_LINES + PARQUET):
-        return Source(str(root), (files[0],), functools.partial(read_pieces, files[0], root.name))
+        read = functools.partial(read_pieces, files[0], root.name)
+        return Source(str(root), (files[0],), read, files[0].parent, pieces=True)
     base = root.parent if root.is_file() else root
-    return Source(str(root), tuple(files), functools.partial(_read_files, files, base, corpus.text_column))
+    return Source(str(root), tuple(files), functools.partial(_read_files, files, base, corpus.text_column), base)
 
 
 @open_source.register
@@ -91,12 +99,15 @@ def _hugging_face(corpus: HuggingFace) -> Source:
     if column not in rows.column_names:
         raise UserError(f"{name} has no text column {column!r}{nearest(column, rows.column_names)}")
     files = tuple(Path(file["filename"]) for file in rows.cache_files)
-    tables = rows.select_columns([column]).with_format("arrow")
+
+    def tables(columns: Sequence[str]) -> Iterator[Any]:
+        wanted = [one for one in dict.fromkeys((column, *columns)) if one in rows.column_names]
+        return rows.select_columns(wanted).with_format("arrow").iter(batch_size=1024)
 
     def read(report: Report) -> Iterator[bytes]:
-        return read_tables(tables.iter(batch_size=1024), name, column, report)
+        return read_tables(tables(()), name, column, report)
 
-    return Source(name, files, read)
+    return Source(name, files, read, tables=lambda columns: tables(("id", *columns)))
 
 
 def _load_hugging_face(corpus: HuggingFace) -> Any:

@@ -1,0 +1,136 @@
+"""What workers do: one task is one shard of one stage. Stages travel as JSON, so that any process can take a task."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nachim.data.ledger import GIVEN, Ledger
+from nachim.data.shards import done, read_shard, write_shard
+from nachim.data.stage import Drop, Outcome, PerRow, Row, Stage, Summary, WholeSet
+from nachim.spec.disk import replacing
+from nachim.spec.error import UserError
+
+KEY = "_key"
+Modules = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Make `target` from the shard `source` with a `stage`, as JSON; `key` stands for all that decides the result."""
+
+    stage: str
+    source: Path
+    target: Path
+    key: str
+
+    def known(self) -> bool:
+        """Whether this is done already."""
+        return done(self.target, self.key) is not None
+
+    def carry_out(self) -> None:
+        """Do it. Raises UserError for what a person can mend."""
+        raise NotImplementedError
+
+    def opened(self) -> Stage:
+        """The stage itself."""
+        return Stage.from_json(json.loads(self.stage))
+
+
+@dataclass(frozen=True)
+class RowByRow(Task):
+    """A shard through a `PerRow` stage."""
+
+    def carry_out(self) -> None:
+        """Write what stays."""
+        stage = self.opened()
+        assert isinstance(stage, PerRow)
+        _write(self, type(stage).__name__, stage.many)
+
+
+@dataclass(frozen=True)
+class Summarised(Task):
+    """What a `WholeSet` stage keeps of a shard, as arrays."""
+
+    def known(self) -> bool:
+        """Whether the summary stands there."""
+        try:
+            with np.load(self.target) as arrays:
+                return bool(arrays[KEY] == self.key)
+        except (OSError, ValueError, KeyError, EOFError):
+            return False
+
+    def carry_out(self) -> None:
+        """Write the summary."""
+        stage = self.opened()
+        assert isinstance(stage, WholeSet)
+        with replacing(self.target) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **{**stage.part(read_shard(self.source)), KEY: np.array(self.key)})
+
+    def read(self) -> Summary:
+        """The summary."""
+        with np.load(self.target) as arrays:
+            return {name: arrays[name] for name in arrays.files if name != KEY}
+
+
+@dataclass(frozen=True)
+class Decided(Task):
+    """A shard through a `WholeSet` stage, by what it decided: JSON in the file `decision`."""
+
+    decision: Path
+
+    def carry_out(self) -> None:
+        """Write what stays."""
+        stage, decision = self.opened(), json.loads(self.decision.read_text(encoding="utf-8"))
+        assert isinstance(stage, WholeSet)
+        _write(self, type(stage).__name__, lambda rows: stage.apply(rows, decision))
+
+
+def _write(task: Task, name: str, judge: Callable[[list[Row]], Sequence[Outcome]]) -> None:
+    """Write what stays of a shard, and count what does not."""
+    rows = read_shard(task.source)
+    before = [(dict(row), len(row["text"].encode())) for row in rows]
+    outcomes = judge(rows)
+    if len(outcomes) != len(before):
+        raise RuntimeError(f"{name} was given {len(before)} rows and said what becomes of {len(outcomes)}")
+    ledger, stay = Ledger(), []
+    for outcome, (row, size) in zip(outcomes, before, strict=True):
+        left = (outcome.row or row) if isinstance(outcome, Drop) else outcome
+        new = [field for field in left if field not in row and field not in GIVEN]
+        if isinstance(outcome, Drop):
+            ledger.drop(outcome, left, size, new)
+        else:
+            ledger.keep(left, size, new)
+            stay.append(left)
+    ledger.balance(f"{name}, {task.source.name}")
+    try:
+        write_shard(task.target, task.key, stay, ledger)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{name} wrote into a row of {task.source.name} what JSON cannot hold: {error}") from error
+
+
+def modules_of(stages: Sequence[Stage]) -> Modules:
+    """Name and file of every module outside the product that defines one of `stages`: workers must read it too."""
+    names = sorted({type(stage).__module__ for stage in stages})
+    files: dict[str, Any] = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
+    return [(name, file) for name, file in files.items() if file and not name.startswith("nachim.")]
+
+
+def learn(modules: Modules) -> None:
+    """Read `modules`, so that the stages that they define are known in this process."""
+    for name, file in modules:
+        if name in sys.modules:
+            continue
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None  # it was loaded from there before
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
