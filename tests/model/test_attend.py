@@ -16,8 +16,10 @@ from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from nachim.model import attend as kernels
 from nachim.model.attend import Rule, attend, flex, plain_attention
+from nachim.model.build import build
 from nachim.model.frame import Frame
 from nachim.model.position import PositionModule
+from nachim.spec import ALiBi
 
 B, H, K, E = 2, 4, 2, 8
 RULES = {
@@ -197,3 +199,27 @@ def test_a_window_costs_what_it_admits():
     assert counts[1] < 2.1 * counts[0]
     forward = 4 * B * H * 2048 * E * (64 + kernels.CHUNK)
     assert 0 < counts[1] <= 3.5 * forward
+
+
+@pytest.mark.parametrize(("part", "rule"), [(ALiBi(), Rule()), (ALiBi(factor=0.5), Rule(scale=0.7))], ids=str)
+def test_a_bias_that_is_a_channel_is_the_bias(part, rule, monkeypatch):
+    q, k, v, _ = inputs(19, 19)
+    position = build(part, E)
+    bias = position.bias(Frame((B, 19), q.device), 19, H)
+    plain = plain_attention(q, k, v, None, bias, rule)
+    hold(attend(q, k, v, Frame((B, 19), q.device), position, rule), plain, [q, k, v])
+    monkeypatch.setattr(kernels, "RAMP", 0)
+    hold(attend(q, k, v, Frame((B, 19), q.device), position, rule), plain, [q, k, v])
+
+
+def test_a_channel_is_as_exact_as_a_mask_over_the_tokens_it_is_used_for(monkeypatch):
+    """Both in fp32, against scores in float64."""
+    T = kernels.RAMP
+    q, k, v, _ = (leaf.detach().float() for leaf in inputs(T, T, torch.float64))
+    position, frame = build(ALiBi(), E), Frame((B, T), q.device)
+    exact = plain_attention(q.double(), k.double(), v.double(), None, position.bias(frame, T, H).double())
+    ramp = attend(q, k, v, frame, position, Rule())
+    monkeypatch.setattr(kernels, "RAMP", 0)
+    mask = attend(q, k, v, frame, position, Rule())
+    errors = [(found.double() - exact).abs().max().item() for found in (ramp, mask)]
+    assert errors[0] < 1e-5 and errors[1] < 1e-5, errors

@@ -24,6 +24,8 @@ from nachim.model.position import PositionModule
 
 CHUNK = 128
 """Queries taken at once where not all are: their scores, times all keys, are what stands in memory."""
+RAMP = 512
+"""Tokens up to which a bias may be a channel of fp32 queries and keys: a score's rounding grows with them, to 5e-6 here."""
 FLEX_WIDTH = 16
 """The narrowest head FlexAttention's kernel takes."""
 
@@ -51,12 +53,18 @@ def attend(
     softmax(cap(q.k scale) + bias) v over the tokens `frame` and the window allow; cap(s) = c tanh(s/c), and a head's
     sink stands in its denominator alone.
     """
+    if frame.look is not None:
+        frame.look(q_BHTE, k_BKSE, frame, rule)
     T, keys = q_BHTE.shape[2], k_BKSE.shape[2]
     whole = rule.window is None or rule.window >= keys
     biased = type(position).bias is not PositionModule.bias
-    plain = whole and not biased and keys == T and frame.documents_BS is None
-    if plain and rule.softcap is None:
+    plain = whole and keys == T and frame.documents_BS is None and rule.softcap is None
+    if plain and not biased:
         return fused(q_BHTE, k_BKSE, v_BKSE, None, rule, sinks_H, causal=True)
+    if plain and T <= RAMP and sinks_H is None and q_BHTE.dtype.itemsize >= 4 and not q_BHTE.is_cuda:
+        ramp = position.ramp(frame, keys, q_BHTE.shape[1])
+        if ramp is not None:
+            return ramped(q_BHTE, k_BKSE, v_BKSE, *ramp, rule)
     if q_BHTE.is_cuda and T > CHUNK and not biased and q_BHTE.shape[-1] >= FLEX_WIDTH:
         return flex(q_BHTE, k_BKSE, v_BKSE, frame, rule, sinks_H)
     return chunked(q_BHTE, k_BKSE, v_BKSE, Chunks(frame, position, rule, keys), sinks_H)
@@ -82,6 +90,17 @@ def fused(
         q_BHTE, k_BKSE, v_BKSE, added, is_causal=causal, enable_gqa=grouped, scale=scale
     )
     return y_BHTE if sinks_H is None else y_BHTE[:, :, int(causal) :, :E]
+
+
+def ramped(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, factor_H: Tensor, number_S: Tensor, rule: Rule) -> Tensor:
+    """softmax(q.k scale + factor number) v, causal, [B, H, T, E]: a head's factor times a key's number, the bias, is
+    the part of a score that one channel more gives, so that no mask stands in memory."""
+    B, H, T, E = q_BHTE.shape
+    rule = Rule(scale=E**-0.5 if rule.scale is None else rule.scale)
+    factor_BHT1 = (factor_H / rule.scale).to(q_BHTE.dtype)[:, None, None].expand(B, H, T, 1)
+    number_BKS1 = number_S.to(k_BKSE.dtype)[:, None].expand(*k_BKSE.shape[:3], 1)
+    q_BHTF, k_BKSF = torch.cat((q_BHTE, factor_BHT1), -1), torch.cat((k_BKSE, number_BKS1), -1)
+    return fused(q_BHTF, k_BKSF, F.pad(v_BKSE, (0, 1)), None, rule, None, causal=True)[..., :E]
 
 
 def with_sink(

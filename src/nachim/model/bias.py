@@ -42,6 +42,15 @@ class ALiBiModule(PositionModule):
 
         return frame.once((self.part, keys, n_heads), make)
 
+    def ramp(self, frame: Frame, keys: int, n_heads: int) -> tuple[Tensor, Tensor] | None:
+        """Slopes, and places of keys from the middle one on."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            slope_H = self.part.factor * torch.tensor(slopes(n_heads, self.part.steepness), device=frame.device)
+            return slope_H, torch.arange(keys, device=frame.device) - 0.5 * keys
+
+        return None if self.part.rounded else frame.once((self.part, keys, n_heads, "ramp"), make)
+
 
 def rounded(slope_H: Tensor, frame: Frame, keys: int) -> Tensor:
     """Slope times position of each key, all in bfloat16, as fp32 [B or 1, H, 1, keys].

@@ -30,6 +30,11 @@ class PositionModule(nn.Module):
         """
         return None
 
+    def ramp(self, frame: Frame, keys: int, n_heads: int) -> tuple[Tensor, Tensor] | None:
+        """Factors of heads [n_heads] and numbers of keys [keys], fp32, whose products are the bias, up to what is the
+        same for all keys of a query; None where the bias is no such thing."""
+        return None
+
 
 class RoPEModule(PositionModule):
     """Turns each pair of channels by its position times its frequency."""
