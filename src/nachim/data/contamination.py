@@ -71,8 +71,11 @@ class Contamination:
         return told | {"shares": {str(item.id): item.share for item in self.contaminated}}
 
 
-class _Benchmark:
-    """The n-grams of a benchmark's items, and which of them were met."""
+class Benchmark:
+    """The n-grams of a benchmark's items, and which of them were met.
+
+    Raises UserError when `path` has no record.
+    """
 
     def __init__(self, path: Path, unit: Unit, column: str, report: Report) -> None:
         size_of(path)
@@ -84,6 +87,11 @@ class _Benchmark:
         self.grams, self.which = np.unique(hashes, return_inverse=True)
         self.filter = Bloom(self.grams, FILTER_RATE)
         self.met = np.zeros(len(self.grams), dtype=bool)
+        self.looked_up = self.false = 0
+
+    def forget(self) -> None:
+        """Begin anew: none was met."""
+        self.met[:] = False
         self.looked_up = self.false = 0
 
     def meet(self, hashes: Words) -> npt.NDArray[np.bool_]:
@@ -119,7 +127,7 @@ def contamination(
         raise UserError(f"--out is {clean}, which is read; write to another file")
     reports = {"train": Report(), "eval": Report()}
     dirty, size = 0, max(1, size_of(train))
-    items = _Benchmark(benchmark, unit, column, reports["eval"])
+    items = Benchmark(benchmark, unit, column, reports["eval"])
     with _lines_of(clean) as write:
         for batch in batches(records(train, column, reports["train"]), lambda record: len(record.text)):
             dirty += _pass(batch, items, unit, write)
@@ -142,7 +150,7 @@ def contamination(
     )
 
 
-def _pass(batch: list[Record], items: _Benchmark, unit: Unit, write: Callable[[bytes], object]) -> int:
+def _pass(batch: list[Record], items: Benchmark, unit: Unit, write: Callable[[bytes], object]) -> int:
     """Hold a batch of training records against the benchmark and write those that share nothing; how many do."""
     hashes, place = unit.of([record.text for record in batch])
     shared = np.zeros(len(batch), dtype=bool)

@@ -116,10 +116,10 @@ def _clusters(texts: _Texts, threshold: float, keep: Keep, tick: Callable[[float
     sizes = np.diff(texts.offsets) if keep == "longest" else np.zeros(count, np.int64)
     rank = np.empty(count, np.int64)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(count)
-    return cluster(texts.found, texts.__getitem__, rank, threshold, _same(texts.digests, rank), tick)
+    return cluster(texts.found, texts.__getitem__, rank, threshold, same(texts.digests, rank), tick)
 
 
-def _same(digests: npt.NDArray[np.uint64], rank: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def same(digests: npt.NDArray[np.uint64], rank: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """For each text the preferred one of those that equal it."""
     order = np.lexsort((rank, *digests.T))
     new = np.ones(len(order), dtype=bool)

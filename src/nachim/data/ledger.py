@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ VALUES = 2000
 LABELS = 200
 """Different values of a label that are counted apart; the rest is counted as `OTHERS`."""
 OTHERS = "(others)"
-GIVEN = frozenset({"id", "text", "source"})
+Value = str | bool | int | float
 
 
 @dataclass
@@ -52,13 +52,13 @@ class Ledger:
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def keep(self, row: Row, size: int, new: Iterable[str] = ()) -> None:
-        """Count a row that stays, `size` bytes as it came; the fields `new` are told."""
+    def keep(self, row: Row, size: int, new: Mapping[str, Value] = {}) -> None:
+        """Count a row that stays, `size` bytes as it came; `new` is what was written to it."""
         self.came.add(1, size)
         self.kept.add(1, len(row["text"].encode()))
         self._show("", row, "", new)
 
-    def drop(self, drop: Drop, row: Row, size: int, new: Iterable[str] = ()) -> None:
+    def drop(self, drop: Drop, row: Row, size: int, new: Mapping[str, Value] = {}) -> None:
         """Count a row that goes, `size` bytes as it came."""
         self.came.add(1, size)
         self.dropped.setdefault(drop.reason, Count()).add(1, size)
@@ -108,15 +108,14 @@ class Ledger:
         dropped = {reason: Count(**count) for reason, count in told["dropped"].items()}
         return cls(**{**told, "came": Count(**told["came"]), "kept": Count(**told["kept"]), "dropped": dropped})
 
-    def _show(self, reason: str, row: Row, about: str, new: Iterable[str]) -> None:
+    def _show(self, reason: str, row: Row, about: str, new: Mapping[str, Value]) -> None:
         draw = draw_of(f"{row.get('source')}\0{row['id']}\0{row['text'][:EXCERPT]}")
         self._sample(reason, [draw, row["id"], row.get("source", ""), row["text"][:EXCERPT], about])
-        for name in new:
-            value = row[name]
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                _least(self.scores.setdefault(name, []), [draw, value], VALUES)
-            elif isinstance(value, str | bool):
+        for name, value in new.items():
+            if isinstance(value, str | bool):
                 self._label(name, str(value), 1)
+            else:
+                _least(self.scores.setdefault(name, []), [draw, value], VALUES)
 
     def _sample(self, reason: str, sample: list[Any]) -> None:
         _least(self.samples.setdefault(reason, []), sample, SAMPLES)
@@ -125,6 +124,15 @@ class Ledger:
         counts = self.labels.setdefault(name, {})
         place = value if value in counts or len(counts) < LABELS else OTHERS
         counts[place] = counts.get(place, 0) + count
+
+
+def values_of(row: Row, prefix: str = "") -> Iterator[tuple[str, Value]]:
+    """Scores and labels of a row, those within a dictionary under ``dictionary.name``; text and id are none."""
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from values_of(value, f"{prefix}{name}.")
+        elif isinstance(value, Value) and (prefix or name not in ("id", "text", "source")):
+            yield prefix + name, value
 
 
 def draw_of(what: str) -> int:

@@ -246,6 +246,7 @@ def _known(target: Path, key: str) -> Shard:
 
 def _clear_shards(folder: Path, shards: Sequence[Shard]) -> None:
     clear_others(folder, (path.name for shard in shards for path in (shard.path, note_of(shard.path))))
+    clear_others(folder.parent / "dropped", (shard.path.name for shard in shards))
 
 
 def _total(name: str, shards: Sequence[Shard]) -> Ledger:

@@ -47,12 +47,18 @@ def encoded(rows: Iterable[Row]) -> bytes:
 
 def write_shard(path: Path, key: str, rows: Iterable[Row], ledger: Ledger) -> Shard:
     """Write rows to `path` and then their note. Raises UserError when the disk refuses."""
-    raw = pa.Codec("zstd", LEVEL).compress(encoded(rows), asbytes=True)
+    raw = write_lines(path, rows)
     note = {"key": key, "sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw), "ledger": ledger.to_json()}
-    with replacing(path) as temporary:
-        temporary.write_bytes(raw)
     write_text(note_of(path), json.dumps(note, sort_keys=True) + "\n")
     return Shard(path, note["sha256"], ledger)
+
+
+def write_lines(path: Path, rows: Iterable[Row]) -> bytes:
+    """Write rows to `path`, without a note, and return the bytes there. Raises UserError when the disk refuses."""
+    raw = pa.Codec("zstd", LEVEL).compress(encoded(rows), asbytes=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(raw)
+    return raw
 
 
 def read_shard(path: Path) -> list[Row]:
@@ -78,6 +84,11 @@ def done(path: Path, key: str) -> Shard | None:
 def note_of(path: Path) -> Path:
     """Where the note of the shard at `path` stands."""
     return path.with_name(path.name.removesuffix(SUFFIX) + NOTE)
+
+
+def dropped_of(path: Path) -> Path:
+    """Where the rows that went are named, beside the folder of the shard at `path`: id, reason and what was said."""
+    return path.parent.parent / "dropped" / path.name
 
 
 def digest(*values: object) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from nachim.data.ledger import GIVEN, Ledger
-from nachim.data.shards import done, read_shard, write_shard
+from nachim.data.ledger import Ledger, values_of
+from nachim.data.shards import done, dropped_of, read_shard, write_lines, write_shard
 from nachim.data.stage import Drop, Outcome, PerRow, Row, Stage, Summary, WholeSet
 from nachim.spec.disk import replacing
 from nachim.spec.error import UserError
@@ -96,26 +96,33 @@ class Decided(Task):
 def _write(task: Task, name: str, judge: Callable[[list[Row]], Sequence[Outcome]]) -> None:
     """Write what stays of a shard, and count what does not."""
     rows = read_shard(task.source)
-    before = [(dict(row), len(row["text"].encode())) for row in rows]
+    before = [(dict(row), dict(values_of(row)), len(row["text"].encode())) for row in rows]
     outcomes = judge(rows)
     if len(outcomes) != len(before):
         raise RuntimeError(f"{name} was given {len(before)} rows and said what becomes of {len(outcomes)}")
-    ledger, stay = Ledger(), []
-    for outcome, (row, size) in zip(outcomes, before, strict=True):
+    ledger, stay, gone = Ledger(), [], []
+    for outcome, (row, known, size) in zip(outcomes, before, strict=True):
         left = (outcome.row or row) if isinstance(outcome, Drop) else outcome
-        new = [field for field in left if field not in row and field not in GIVEN]
+        new = {name: value for name, value in values_of(left) if name not in known}
         if isinstance(outcome, Drop):
             ledger.drop(outcome, left, size, new)
+            gone.append(told_of(outcome, row))
         else:
             ledger.keep(left, size, new)
             stay.append(left)
     ledger.balance(f"{name}, {task.source.name}")
     try:
+        write_lines(dropped_of(task.target), gone)
         write_shard(task.target, task.key, stay, ledger)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"{name} wrote into a row of {task.source.name} what JSON cannot hold: {error}") from error
+
+
+def told_of(drop: Drop, row: Row) -> Row:
+    """What is written down of a row that goes."""
+    return {"id": row["id"], "source": row.get("source", ""), "reason": drop.reason, "about": drop.about}
 
 
 def modules_of(stages: Sequence[Stage]) -> Modules:
