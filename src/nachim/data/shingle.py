@@ -123,11 +123,11 @@ def _words(texts: Sequence[bytes]) -> Hashes:
         starts = np.concatenate(([0], starts))
     ends = np.flatnonzero(inside[:-1] & (~inside[1:] | alone[1:])) + 1
     ends_of_text = np.cumsum([len(text) + 1 for text in texts])
-    return _hashed(letter, starts, ends - starts), np.searchsorted(ends_of_text, starts, side="right")
+    return span_hashes(letter, starts, ends - starts), np.searchsorted(ends_of_text, starts, side="right")
 
 
-def _hashed(letter: npt.NDArray[np.uint8], starts: Indices, left: Indices) -> Words:
-    """A hash of each word, eight bytes at a time."""
+def span_hashes(letter: npt.NDArray[np.uint8], starts: Indices, left: Indices) -> Words:
+    """A hash of each run of `left` bytes of `letter`, eight at a time; eight more bytes stand after the last."""
     eight = np.lib.stride_tricks.as_strided(letter, (len(letter) - 8, 8), (1, 1))
     hashes, at, which = np.zeros(len(starts), np.uint64), starts, np.arange(len(starts))
     while len(which):
