@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2VLTextConfig
@@ -248,14 +249,31 @@ def test_fire_begins_as_its_part_says_and_from_the_seed():
     assert not torch.equal(model.blocks[1].position.outer, made.outer)
 
 
-def test_fire_costs_the_flops_it_says_once_for_a_batch():
-    """Its inner layer, n_heads times smaller, is elementwise, which the counter leaves out."""
+@pytest.mark.parametrize("length", [T, 4 * T])
+def test_fire_multiplies_no_matrix_a_query_and_key(length):
+    """The lines of its pieces are made once, and cost the same for any length; the rest is elementwise."""
     made = module(FIRE(n_heads=H, width=6))
-    documents_BS = torch.zeros(3, T, dtype=torch.int64)
-    for told, times in ((None, 1), (documents_BS, 3)):
-        with FlopCounterMode(display=False) as counter:
-            made.bias(frame(T - 4, 4, batch=3, documents_BS=told), T, H)
-        assert counter.get_total_flops() == times * (T - 4) * T * 2 * H * 6
+    with FlopCounterMode(display=False) as counter:
+        made.bias(frame(length - 4, 4, batch=3), length, H)
+    assert counter.get_total_flops() == 2 * 7 * 6 * 2 * H
+
+
+def test_fire_is_its_network_at_every_bend_and_for_units_that_have_none():
+    made = module(FIRE(n_heads=H, width=5)).double()
+    with torch.no_grad():
+        made.inner.copy_(torch.tensor([0.7, -0.4, 0.0, 0.0, -1.3]))
+        made.shift.copy_(torch.tensor([-0.3, 0.2, 0.6, -0.6, 0.8]))
+    ratio_BTS = torch.cat((torch.linspace(0, 1, 31), torch.tensor([0.3 / 0.7, 0.5, 0.8 / 1.3]))).double()[None, None]
+    wanted = F.linear(F.relu(ratio_BTS[..., None] * made.inner + made.shift), made.outer).movedim(-1, 1)
+    made.ratio = lambda frame, keys: ratio_BTS
+    found = made.bias(frame(1, batch=1), 34, H)
+    torch.testing.assert_close(found, wanted)
+    leaves = [made.inner, made.shift, made.outer]
+    inside = torch.ones_like(wanted)
+    inside[..., 31:] = 0  # at a bend either side's slope is one
+    pair = [torch.autograd.grad(y, leaves, inside) for y in (found, wanted)]
+    for one, other in zip(*pair, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("width", [16, 7])

@@ -25,7 +25,7 @@ from nachim.model.position import PositionModule
 CHUNK = 128
 """Queries taken at once where not all are: their scores, times all keys, are what stands in memory."""
 RAMP = 512
-"""Tokens up to which a bias may be a channel of fp32 queries and keys: a score's rounding grows with them, to 5e-6 here."""
+"""Tokens up to which a bias may be a channel of fp32 queries and keys: rounding grows with them, here to 5e-6."""
 FLEX_WIDTH = 16
 """The narrowest head FlexAttention's kernel takes."""
 
@@ -118,7 +118,7 @@ def with_sink(
     return q_BHTF, k_BKSF, F.pad(v_BKSE, (0, 1, 1, 0))
 
 
-def capped(
+def scored(
     q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, added: Tensor | None, rule: Rule, sinks_H: Tensor | None
 ) -> Tensor:
     """softmax(cap(q.k scale) + added) v, [B, H, T, E], its softmax in fp32 at least; all scores stand in memory."""
@@ -129,10 +129,11 @@ def capped(
         k_BKSE, v_BKSE = F.pad(k_BKSE, (0, 0, 1, 0)), F.pad(v_BKSE, (0, 0, 1, 0))
         added = added.expand(-1, H, -1, -1)
         added = torch.cat((sinks_H.to(added.dtype)[:, None, None].expand(*added.shape[:3], 1), added), -1)
-    q_BHTE = q_BHTE * ((E**-0.5 if rule.scale is None else rule.scale) / cap)
+    q_BHTE = q_BHTE * ((E**-0.5 if rule.scale is None else rule.scale) / (cap or 1.0))
     score = q_BHTE.reshape(B, K, -1, E) @ k_BKSE.transpose(-1, -2)  # heads of a group as rows: keys are not repeated
-    score_BHTS = score.to(torch.promote_types(score.dtype, torch.float32)).tanh().view(B, H, T, -1)
-    weight = torch.add(added, score_BHTS, alpha=cap).softmax(-1).to(v_BKSE.dtype)
+    score_BHTS = score.to(torch.promote_types(score.dtype, torch.float32)).view(B, H, T, -1)
+    score_BHTS = score_BHTS + added if cap is None else torch.add(added, score_BHTS.tanh(), alpha=cap)
+    weight = score_BHTS.softmax(-1).to(v_BKSE.dtype)
     return (weight.view(B, K, -1, weight.shape[-1]) @ v_BKSE).view(B, H, T, E)
 
 
@@ -179,7 +180,10 @@ class Chunks:
         if bias is not None:
             bias = bias.to(q_BHTE.dtype)
             added = bias if added is None else added + bias
-        return (fused if self.rule.softcap is None else capped)(q_BHTE, k_BKSE, v_BKSE, added, self.rule, sinks_H)
+        # with a gradient of its mask, torch's kernel takes the long way too
+        learned = added is not None and added.requires_grad
+        form = fused if self.rule.softcap is None and not learned else scored
+        return form(q_BHTE, k_BKSE, v_BKSE, added, self.rule, sinks_H)
 
     def _mask(self, frame: Frame, keys: int, dtype: torch.dtype) -> Tensor | None:
         """0 where a token may be attended to and -inf elsewhere, [B or 1, 1, T, keys]; None where it is 0 all over."""

@@ -87,7 +87,23 @@ class FIREModule(PositionModule):
     def bias(self, frame: Frame, keys: int, n_heads: int) -> Tensor:
         """[B, n_heads, T, keys], or [1, ...] where all sequences are one document from the start."""
         ratio_BTS = self.ratio(frame, keys)
-        return F.linear(F.relu(ratio_BTS[..., None] * self.inner + self.shift), self.outer).movedim(-1, 1)
+        with torch.no_grad():
+            bend_W, order_W = (-self.shift / self.inner).nan_to_num().sort()
+            piece_BTS = torch.bucketize(ratio_BTS, bend_W)
+        line_BTSG = F.embedding(piece_BTS, self.pieces(order_W))
+        slope_BHTS, start_BHTS = line_BTSG.movedim(-1, 1).chunk(2, 1)
+        return torch.addcmul(start_BHTS, slope_BHTS, ratio_BTS[:, None])
+
+    def pieces(self, order_W: Tensor) -> Tensor:
+        """The network of one number is a line between the bends of its units: slopes, then starts, of all heads in each
+        piece, [width + 1, 2 n_heads]; `order_W` are the units by their bends.
+
+        A few sums a pair of tokens, where the network's values would be `width` of them.
+        """
+        piece_P1 = torch.arange(len(order_W) + 1, device=order_W.device)[:, None]
+        passed_PW = order_W.argsort() < piece_P1
+        on_PW = torch.where(self.inner == 0, self.shift > 0, passed_PW == (self.inner > 0)).to(self.outer.dtype)
+        return on_PW @ torch.cat((self.inner * self.outer, self.shift * self.outer)).mT
 
     def ratio(self, frame: Frame, keys: int) -> Tensor:
         """psi(distance) / psi(max(L, position)), about 0 to 1, [B or 1, T, keys] (arXiv 2310.04418, sec. 3)."""

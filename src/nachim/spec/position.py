@@ -115,8 +115,8 @@ class FIRE(Position):
 
     f(psi(i - j) / psi(max(L, i))) with psi(x) = ln(c x + 1), f a ReLU network of one layer of `width` values, for a
     query at i and a key at j; c and L are learned from `c` and `length` on, in every layer anew. f's last constant,
-    which no softmax sees, is left out. All sequences of a batch without documents share one bias: its
-    2 (n_heads + 1) width FLOP a query and key are not part of M.
+    which no softmax sees, is left out. f is a line between the bends of its units, and is computed as one: a few
+    elementwise FLOP a head, query and key, which are not part of M.
     """
 
     n_heads: int
