@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from nachim.app.data_build import Build
 from nachim.app.view import TerminalView
 from nachim.data.contamination import Unit, contamination
 from nachim.data.distinct import Keep, distinct_records
@@ -102,19 +103,20 @@ class Contamination:
 def data(
     do: Annotated[
         Annotated[Dedup, tyro.conf.subcommand("dedup", prefix_name=False)]
+        | Annotated[Build, tyro.conf.subcommand("build", prefix_name=False)]
         | Annotated[Contamination, tyro.conf.subcommand("contamination", prefix_name=False)],
         tyro.conf.arg(name=""),
     ],
 ) -> int:
-    """Clean text before it is trained on: remove duplicates, and what benchmarks contain.
+    """Clean text before it is trained on: a whole pipeline, or its duplicates or its benchmarks alone.
 
-    Example: nachim data dedup docs.jsonl --out clean.jsonl
+    Example: nachim data build recipes/clean_stdlib.py --out clean
     """
     began = time.monotonic()
     with TerminalView() as view:
         found, told = do.run(view)
     if do.json:
-        print(jsonlib.dumps({**found, "seconds": round(time.monotonic() - began, 3)}))
+        print(jsonlib.dumps({"seconds": round(time.monotonic() - began, 3), **found}))
     else:
         Console(highlight=False).print(told, markup=False)
     return 0

@@ -13,16 +13,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nachim.data.ingest import Origin, Read, readings
-from nachim.data.ledger import Ledger
+from nachim.data.ledger import Count, Ledger
 from nachim.data.pool import Pool, Runner, here
 from nachim.data.shards import Shard, clear_others, digest, digest_of_file, done, note_of, read_shard
 from nachim.data.stage import PerRow, Shelf, Stage, WholeSet
 from nachim.data.work import Decided, RowByRow, Summarised, modules_of
+from nachim.spec.data import Data, Files
 from nachim.spec.disk import locked, replacing, write_text
 from nachim.spec.error import UserError
 from nachim.spec.part import Part
@@ -33,11 +34,15 @@ Listen = Callable[[str, float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline(Part):
-    """From `origins` through `stages`, in shards of about `shard_bytes` of text."""
+    """From `origins` through `stages`, in shards of about `shard_bytes` of text, and on to `tokens` if they are given.
+
+    Of the corpus that `tokens` names only what it says of validation is taken: its documents are the build's.
+    """
 
     title: str = "data"
     origins: tuple[Origin, ...]
     stages: tuple[Stage, ...] = ()
+    tokens: Data | None = None
     shard_bytes: int = 16_000_000
 
     def check(self) -> None:
@@ -65,13 +70,28 @@ class Built:
     """What a build left: the stages in order, and the last one's shards."""
 
     pipeline: Pipeline
+    out: Path
     passed: tuple[Passed, ...]
+    read: tuple[Shard, ...]
     shards: tuple[Shard, ...]
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the rows that came out, in their order."""
         return digest([shard.sha256 for shard in self.shards])
+
+    @property
+    def data(self) -> Data | None:
+        """What a run that reads these shards has for its `data`, where the pipeline says how to make tokens."""
+        asked = self.pipeline.tokens
+        if asked is None:
+            return None
+        corpus = Files(
+            path=str((self.out / "shards").resolve()),
+            validation_bytes=asked.corpus.validation_bytes,
+            near_duplicates=asked.corpus.near_duplicates,
+        )
+        return replace(asked, corpus=corpus)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON: nothing in it depends on workers, time or what was there before."""
@@ -80,8 +100,20 @@ class Built:
             for one in self.passed
         ]
         shards = [{"name": shard.path.name, "sha256": shard.sha256} for shard in self.shards]
-        told = {"pipeline": self.pipeline.to_json(), "fingerprint": self.fingerprint}
+        told = {"pipeline": self.pipeline.to_json(), "fingerprint": self.fingerprint, "origins": self.origins()}
         return {**told, "stages": stages, "shards": shards}
+
+    def origins(self) -> list[dict[str, Any]]:
+        """Of every origin the rows and bytes that were read of it, and those that came through."""
+        told = []
+        for number, origin in enumerate(self.pipeline.origins):
+            came, kept = Count(), Count()
+            for total, shards in ((came, self.read), (kept, self.shards)):
+                for shard in shards:
+                    if shard.path.name.startswith(f"{number:02}-"):
+                        total.add(shard.ledger.kept.rows, shard.ledger.kept.bytes)
+            told.append({"name": origin.title, "licence": origin.licence, "read": asdict(came), "kept": asdict(kept)})
+        return told
 
 
 def build(pipeline: Pipeline, out: Path, workers: int = 1, listen: Listen = lambda stage, done: None) -> Built:
@@ -106,14 +138,15 @@ class _Build:
 
     def into(self, out: Path) -> Built:
         """Go through every stage, and put the last one's shards into `out`."""
-        passed, shards = self._read()
+        passed, read = self._read()
+        shards = read
         for name, stage in zip(names_of(self.pipeline.stages), self.pipeline.stages, strict=True):
             one, shards = self._pass(name, stage, shards)
             if one.ledger.came.rows != passed[-1].ledger.kept.rows:
                 raise RuntimeError(f"{name} was given {one.ledger.came.rows} rows of {passed[-1].ledger.kept.rows}")
             passed.append(one)
-        built = Built(self.pipeline, tuple(passed), tuple(shards))
-        publish(built, out)
+        built = Built(self.pipeline, out, tuple(passed), tuple(read), tuple(shards))
+        publish(built)
         for left in self.folder.iterdir():
             if left.name not in {one.name for one in passed}:
                 shutil.rmtree(left)
@@ -203,8 +236,9 @@ def names_of(stages: Sequence[Stage]) -> list[str]:
     return [name if (n := plain[:i].count(name)) == 0 else f"{name}-{n + 1}" for i, name in enumerate(plain)]
 
 
-def publish(built: Built, out: Path) -> None:
-    """Put the last stage's shards and what became of every row into `out`; the ledger is there when they all are."""
+def publish(built: Built) -> None:
+    """Put the last stage's shards and what became of every row into the folder; the ledger comes when all are there."""
+    out = built.out
     (out / "ledger.json").unlink(missing_ok=True)
     for shard in built.shards:
         with replacing(out / "shards" / shard.path.name) as temporary:

@@ -1,0 +1,116 @@
+"""The verb `nachim data build`: a recipe in; shards, tokens, a ledger and a card out."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from nachim.app.ask import CACHE
+from nachim.app.card_page import write_page
+from nachim.app.code import function_in
+from nachim.app.view import TerminalView
+from nachim.data.card import card, write_card
+from nachim.data.pipeline import Built, Pipeline, build
+from nachim.data.prepare import prepare
+from nachim.data.prepared import Prepared
+from nachim.spec import UserError
+
+PAGE = "card.html"
+REASONS = 5
+
+
+@dataclass(frozen=True)
+class Build:
+    """Carry out a recipe: read its sources, pass every document through its stages, and write down what became of each.
+
+    RECIPE is a Python file whose function `pipeline` returns a Pipeline (FILE.py:NAME calls another; see recipes/). DIR
+    then has `shards/` (the documents that stayed, which a run reads as Files(path="DIR/shards")), `ledger.json` (rows
+    in, out and dropped by reason, stage by stage), `stages/` (what each stage left, and every row it dropped by name),
+    `card.html` (the page to look at) and, where the recipe asks for tokens, `data.json` (the `data` of a run).
+
+    Kill it whenever you like: the same command goes on. After a change of the recipe, or of a file it reads, only what
+    that changes is done again. The bytes do not depend on the number of workers.
+
+    Example: nachim data build recipes/clean_stdlib.py --out clean --workers 2
+    """
+
+    recipe: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
+    """FILE.py or FILE.py:NAME."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """The folder that takes everything."""
+    workers: int = 0
+    """Processes at work; 0 takes one for every core."""
+    cache: Annotated[Path, tyro.conf.arg(metavar="DIR")] = CACHE
+    """Where tokens are kept: `nachim train` looks for them in ~/.cache/nachim."""
+    json: bool = False
+    """Print one JSON object: the card."""
+
+    def run(self, view: TerminalView) -> tuple[dict[str, Any], str]:
+        """Do it; what was made, for a script and for a person."""
+        began = time.monotonic()
+        name, recipe = function_in(self.recipe, "pipeline")
+        pipeline = recipe()
+        if not isinstance(pipeline, Pipeline):
+            raise UserError(f"{name} in {self.recipe} returned a {type(pipeline).__name__}, not a Pipeline")
+        built = build(pipeline, self.out, self.workers or cores(), listen(view))
+        prepared = tokenised(built, self.cache, view)
+        command = shlex.join(["nachim", *sys.argv[1:]])
+        told = card(built, prepared, command, time.monotonic() - began)
+        write_card(told, self.out)
+        write_page(self.out / PAGE, told)
+        return told, said(told, self.out)
+
+
+def tokenised(built: Built, cache: Path, view: TerminalView) -> Prepared | None:
+    """The tokens of what was built, if its pipeline asks for them; DIR/data.json is what a run takes for its `data`."""
+    data = built.data
+    path = built.out / "data.json"
+    if data is None:
+        path.unlink(missing_ok=True)
+        return None
+    prepared = prepare(data, cache, listen(view))
+    replace(data, fingerprint_of_tokens=prepared.fingerprint).save(path)
+    return prepared
+
+
+def listen(view: TerminalView) -> Any:
+    """Shows each stage as it begins, and the share of it done."""
+    last = ""
+
+    def hear(stage: str, done: float) -> None:
+        nonlocal last
+        if stage != last:
+            last = stage
+            view.stage(stage)
+        view.share(stage, done)
+
+    return hear
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def said(told: dict[str, Any], out: Path) -> str:
+    """What a person reads at the end."""
+    lines = []
+    for stage in told["stages"]:
+        kept, came = stage["kept"], stage["came"]
+        lines.append(
+            f"{stage['name']}: {kept['rows']:,} of {came['rows']:,} documents stay, {kept['bytes'] / 1e6:,.1f} MB"
+        )
+        most = sorted(stage["dropped"].items(), key=lambda item: -item[1]["rows"])
+        lines += [f"  {count['rows']:,} dropped: {reason}" for reason, count in most[:REASONS]]
+        if len(most) > REASONS:
+            lines.append(f"  and {len(most) - REASONS} reasons more")
+    if tokens := told["tokens"]:
+        lines.append(f"tokens: {tokens['train']['tokens']:,} to train on, {tokens['validation']['tokens']:,} held out")
+    return "\n".join([*lines, f"{told['seconds']:.1f} s; look at {out / PAGE}"])
