@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from nachim.spec import (
     BPE,
+    EWC,
     FIRE,
     MLA,
     MLP,
     MTP,
     RGLRU,
     WSD,
+    Activations,
     AdamW,
     AdamW8,
     ALiBi,
@@ -29,6 +33,7 @@ from nachim.spec import (
     Growth,
     HuggingFace,
     InfiniAttention,
+    Ingredient,
     Interpolated,
     Keep,
     LayerNorm,
@@ -39,6 +44,7 @@ from nachim.spec import (
     Machine,
     Mamba,
     Mamba2,
+    Mixture,
     MixtureOfDepths,
     MoE,
     MRoPE,
@@ -54,6 +60,7 @@ from nachim.spec import (
     Pattern,
     PostNorm,
     PreNorm,
+    Reweight,
     RMSNorm,
     RollBack,
     RoPE,
@@ -68,6 +75,7 @@ from nachim.spec import (
     Stdlib,
     Stop,
     SwiGLU,
+    TokenizerFile,
     Train,
     Validation,
     YaRN,
@@ -164,6 +172,14 @@ TRAIN = Train(
 )
 RUN = Run(model=MODEL, data=DATA, train=TRAIN, validation=Validation(tokens=2048, times=3))
 STARTED = Run(model=MODEL, data=DATA, train=TRAIN, start=Start(folder="runs/first", fingerprint="ab12"))
+HELD = dataclasses.replace(STARTED, ewc=EWC(folder="runs/fisher", strength=3.0, fingerprint="cd34"))
+MIXED = Mixture(
+    ingredients=(
+        Ingredient(name="code", corpus=Stdlib(), weight=0.1),
+        Ingredient(name="prose", corpus=Files(path="prose"), weight=0.9),
+    ),
+    changes=(Reweight(at_tokens=3200, weights=(0.0, 1.0)),),
+)
 MACHINE = Machine(
     name="box",
     device="cuda",
@@ -219,6 +235,12 @@ OTHERS: tuple[Part, ...] = (
     Outliers(sigmas=5.0, window=64),
     STARTED,
     STARTED.start,
+    HELD,
+    HELD.ewc,
+    MIXED,
+    *MIXED.ingredients,
+    *MIXED.changes,
+    TokenizerFile(path="runs/first/tokenizer.json", vocab_size=512, end="</s>"),
     LOCAL,
     LATENT,
     STATE,
@@ -275,6 +297,8 @@ OTHERS: tuple[Part, ...] = (
     Constant(warmup_tokens=64),
     Cosine(warmup_tokens=64, final=0.2),
     MultiStep(warmup_tokens=128),
+    Activations(recompute="full", every_blocks=2, offload=True),
+    Activations(keep_bytes=1_000_000),
 )
 ALL: tuple[Part, ...] = (
     RUN,

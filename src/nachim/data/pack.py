@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
 from nachim.data.order import position
-from nachim.data.prepared import Prepared
+from nachim.data.prepared import TOKENIZER, Prepared
 from nachim.spec.data import Data
 from nachim.spec.error import UserError
 
@@ -25,9 +27,17 @@ class Batches:
         self.sequences_per_epoch = _sequences("train", prepared.train, data.seq_len)
         self.validation_windows = _sequences("validation", prepared.validation, data.seq_len)
 
+    @property
+    def tokenizer(self) -> Path:
+        """The file of the tokenizer."""
+        return self.prepared.folder / TOKENIZER
+
     def batch(self, first_index: int, count: int) -> Tokens:
         """The `count` train sequences from global index `first_index` on: [count, seq_len + 1]."""
-        index = np.arange(first_index, first_index + count)
+        return self.at(np.arange(first_index, first_index + count))
+
+    def at(self, index: Tokens) -> Tokens:
+        """The train sequences at each global index [count]: [count, seq_len + 1]."""
         return self._windows(self.prepared.train, position(self._seed, index, self.sequences_per_epoch))
 
     def validation(self, n_tokens: int) -> Tokens:

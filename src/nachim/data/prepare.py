@@ -28,8 +28,8 @@ from nachim.data.read import Report
 from nachim.data.source import Source, open_source
 from nachim.data.split import by_content, split
 from nachim.data.spool import Spool, spool
-from nachim.data.tokenize import encode, load_tokenizer, train_tokenizer
-from nachim.spec.data import Data
+from nachim.data.tokenize import bytes_per_token, encode, end_of, load_tokenizer, text_of_file, tokenizer_text
+from nachim.spec.data import BPE, Data, Mixture, TokenizerFile
 from nachim.spec.disk import replacing, write_text
 from nachim.spec.error import UserError
 
@@ -46,6 +46,8 @@ def prepare(data: Data, cache: Path, progress: Progress | None = None) -> Prepar
     unchanged corpus is known by its files' sizes and times, without being read.
     Raises UserError for whatever a person can mend, and when the tokens are not those that `data` insists on.
     """
+    if isinstance(data.corpus, Mixture):
+        raise UserError("a Mixture is read by a run alone: give Data one corpus here")
     cache, source = Path(cache), open_source(data.corpus)
     known = cache / "known" / f"{_digest(_recipe(data), data.corpus.to_json(), source.listing())}.json"
     origin = _origin(known) if source.files else None  # without files to look at, only reading it can tell
@@ -91,14 +93,16 @@ def _build(data: Data, stored: Spool, folder: Path, progress: Progress) -> dict[
         kept = distinct(stored, order, functools.partial(progress, "deduplicate"))
     train, validation = split(stored, kept, data.corpus)
     progress("tokenizer", 0.0)
-    tokenizer = train_tokenizer(data.tokenizer, stored, train)
-    write_text(folder / TOKENIZER, tokenizer.to_str(pretty=True))
+    write_text(folder / TOKENIZER, tokenizer_text(data.tokenizer, stored, train))
     progress("tokenizer", 1.0)
     dtype = np.dtype(np.uint16 if data.tokenizer.vocab_size <= 1 << 16 else np.uint32)
     sizes, counts = stored.sizes, {}
     for name, part in zip(SPLITS, (train, validation), strict=True):
-        tokens = _encode(folder, name, stored, part, dtype, functools.partial(progress, f"encode {name}"))
+        tick = functools.partial(progress, f"encode {name}")
+        tokens, stand_for = _encode(folder, name, stored, part, dtype, data.tokenizer, tick)
         counts[name] = {"documents": len(part), "bytes": int(sizes[part].sum()), "tokens": tokens}
+        if stand_for != counts[name]["bytes"]:
+            counts[name]["token_bytes"] = stand_for
     return {
         "python": platform.python_version(),
         "dtype": dtype.name,
@@ -117,21 +121,25 @@ def _encode(
     stored: Spool,
     part: npt.NDArray[np.int64],
     dtype: np.dtype[Any],
+    spec: BPE | TokenizerFile,
     tick: Callable[[float], None],
-) -> int:
-    """Write the tokens and document starts of one split; how many tokens there are."""
-    tokenizer = load_tokenizer(folder / TOKENIZER)
+) -> tuple[int, int]:
+    """Write the tokens and document starts of one split; how many tokens there are, and the bytes they stand for."""
+    tokenizer, end = load_tokenizer(folder / TOKENIZER), end_of(spec.to_json())
+    sizes, stand_for = bytes_per_token(tokenizer, end), 0
     lengths: list[int] = []
     with replacing(folder / f"{name}.bin") as path, open(path, "wb") as file:
-        for batch in encode(tokenizer, stored, part):
-            file.write(np.concatenate(batch).astype(dtype).tobytes())
+        for batch in encode(tokenizer, stored, part, end):
+            tokens = np.concatenate(batch)
+            file.write(tokens.astype(dtype).tobytes())
+            stand_for += int(sizes[tokens].sum())
             lengths += [len(tokens) for tokens in batch]
             tick(len(lengths) / len(part))
     starts = io.BytesIO()
     np.save(starts, np.cumsum([0, *lengths[:-1]], dtype=np.int64))
     with replacing(folder / f"{name}.documents.npy") as path:
         path.write_bytes(starts.getvalue())
-    return sum(lengths)
+    return sum(lengths), stand_for
 
 
 def _recipe(data: Data) -> dict[str, Any]:
@@ -140,9 +148,17 @@ def _recipe(data: Data) -> dict[str, Any]:
         "format": FORMAT,
         "validation_bytes": data.corpus.validation_bytes,
         "near_duplicates_kept": data.corpus.near_duplicates,
-        "tokenizer": data.tokenizer.to_json(),
+        "tokenizer": _tokenizer(data.tokenizer),
         "tokenizers": tokenizers.__version__,
     }
+
+
+def _tokenizer(spec: BPE | TokenizerFile) -> dict[str, Any]:
+    """`spec` as it decides the tokens: a file by its content, wherever it stands."""
+    if isinstance(spec, BPE):
+        return spec.to_json()
+    content = hashlib.sha256(text_of_file(spec).encode()).hexdigest()
+    return {**spec.to_json(), "path": content}
 
 
 def _digest(*values: object) -> str:

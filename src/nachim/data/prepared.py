@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from nachim.data.read import Report, Skipped
-from nachim.data.tokenize import bytes_per_token, load_tokenizer
+from nachim.data.tokenize import bytes_per_token, end_of, load_tokenizer
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -24,7 +24,7 @@ class Prepared:
     """Tokens of both splits as read-only memory maps [tokens]; each document ends in the end-of-text token.
 
     `train_documents` and `validation_documents` hold the token at which each document starts,
-    `bytes_per_token` [vocab_size] the raw bytes of each id, and `manifest` the counts and what was left out.
+    `bytes_per_token` [ids] the raw bytes of each id, and `manifest` the counts and what was left out.
     """
 
     folder: Path
@@ -64,6 +64,13 @@ class Prepared:
             counts = self.manifest[f"{kind}_duplicates"]
             if counts["documents"]:
                 notes.append(f"{counts['documents']:,} left out: {kind} duplicates ({counts['bytes']:,} bytes)")
+        for split in SPLITS:
+            counts = self.manifest[split]
+            if "token_bytes" in counts:
+                notes.append(
+                    f"the tokenizer writes the {counts['bytes']:,} bytes of {split} as tokens of "
+                    f"{counts['token_bytes']:,}: bits per byte are of the latter"
+                )
         share = self.manifest["leakage"]
         return [*notes, f"{share:.2%} of the validation bytes stand in documents near to train"]
 
@@ -92,4 +99,5 @@ def load(folder: Path, origin: dict[str, Any]) -> Prepared:
     tokenizer = load_tokenizer(folder / TOKENIZER)
     tokens = [np.memmap(folder / f"{name}.bin", dtype=manifest["dtype"], mode="r") for name in SPLITS]
     starts = [np.load(folder / f"{name}.documents.npy") for name in SPLITS]
-    return Prepared(folder, manifest, tokenizer, bytes_per_token(tokenizer), *tokens, *starts)
+    sizes = bytes_per_token(tokenizer, end_of(manifest["tokenizer"]))
+    return Prepared(folder, manifest, tokenizer, sizes, *tokens, *starts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,3 +36,15 @@ def measure(model: nn.Module, windows: Windows) -> dict[str, float]:
             nats += F.cross_entropy(logits, x_BT[:, 1:].flatten(), reduction="sum").item()
             targets += x_BT[:, 1:].numel()
     return {"loss": nats / targets, "bpb": nats / math.log(2) / windows.target_bytes}
+
+
+def measure_each(model: nn.Module, windows: Mapping[str, Windows], shares: Mapping[str, float]) -> dict[str, float]:
+    """`measure` of each text apart, as `loss/NAME` and `bpb/NAME`; `loss` and `bpb` are of text mixed in `shares`.
+
+    `shares` are those of tokens, and add up to 1.
+    """
+    each = {name: measure(model, one) for name, one in windows.items()}
+    loss = sum(shares[name] * found["loss"] for name, found in each.items())
+    length = sum(shares[name] * one.target_bytes / one.ids[:, 1:].size for name, one in windows.items())
+    apart = {f"{what}/{name}": value for name, found in each.items() for what, value in found.items()}
+    return {"loss": loss, "bpb": loss / math.log(2) / length, **apart}

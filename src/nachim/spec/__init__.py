@@ -1,8 +1,20 @@
 """What a run is, and what each part of it costs. Never imports torch."""
 
+from nachim.spec.activations import Activations
 from nachim.spec.attention import MLA, Attention
 from nachim.spec.cost import FFN, Layer, Matrix, Mixer, Saved
-from nachim.spec.data import BPE, Corpus, Data, Files, HuggingFace, Stdlib
+from nachim.spec.data import (
+    BPE,
+    Corpus,
+    Data,
+    Files,
+    HuggingFace,
+    Ingredient,
+    Mixture,
+    Reweight,
+    Stdlib,
+    TokenizerFile,
+)
 from nachim.spec.error import UserError
 from nachim.spec.ffn import MLP, Gated, GeGLU, MoE, SwiGLU
 from nachim.spec.hardware import Cluster, Device, Machine
@@ -18,13 +30,14 @@ from nachim.spec.pattern import MixtureOfDepths, Pattern
 from nachim.spec.position import FIRE, ALiBi, Learned, MRoPE, NoPosition, Position, RoPE, Sinusoidal
 from nachim.spec.recurrent import RGLRU, GatedDeltaNet
 from nachim.spec.residual import OutputNorm, Parallel, PostNorm, PreNorm, Residual, SandwichNorm
-from nachim.spec.run import Run, Start, Validation
+from nachim.spec.run import EWC, Run, Start, Validation
 from nachim.spec.safety import Keep, OnSpike, RollBack, SkipStep, Stop
 from nachim.spec.scaling import DynamicNTK, Interpolated, Llama3Scaling, LongRoPE, NTKAware, Scaling, YaRN
 from nachim.spec.train import WSD, Constant, Cosine, Growth, MultiStep, Schedule, Train
 
 __all__ = [
     "BPE",
+    "EWC",
     "FFN",
     "FIRE",
     "MLA",
@@ -33,6 +46,7 @@ __all__ = [
     "RGLRU",
     "WSD",
     "ALiBi",
+    "Activations",
     "AdamW",
     "AdamW8",
     "Attention",
@@ -54,6 +68,7 @@ __all__ = [
     "Growth",
     "HuggingFace",
     "InfiniAttention",
+    "Ingredient",
     "Interpolated",
     "Keep",
     "Layer",
@@ -68,6 +83,7 @@ __all__ = [
     "Mamba2",
     "Matrix",
     "Mixer",
+    "Mixture",
     "MixtureOfDepths",
     "MoE",
     "MuP",
@@ -87,6 +103,7 @@ __all__ = [
     "PreNorm",
     "RMSNorm",
     "Residual",
+    "Reweight",
     "RoPE",
     "RollBack",
     "Run",
@@ -102,6 +119,7 @@ __all__ = [
     "Stdlib",
     "Stop",
     "SwiGLU",
+    "TokenizerFile",
     "Train",
     "UserError",
     "Validation",

@@ -49,6 +49,62 @@ class HuggingFace(Corpus):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ingredient(Part):
+    """One corpus of a mixture under its `name`; its share is its `weight` over the sum of all.
+
+    Without weight a corpus is validated and not trained on: what a run forgets of it is seen all the same.
+    """
+
+    name: str
+    corpus: Corpus
+    weight: float
+
+    def check(self) -> None:
+        if not self.name or "/" in self.name:
+            self.refuse("name", f"is {self.name!r}; it must be a word without a slash")
+        if self.weight < 0:
+            self.refuse("weight", f"is {self.weight}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reweight(Part):
+    """Other weights of a mixture's ingredients, in their order, from the token `at_tokens` of the run on."""
+
+    at_tokens: int
+    weights: tuple[float, ...]
+
+    def check(self) -> None:
+        self.require_positive("at_tokens")
+        if min(self.weights, default=0.0) < 0 or not sum(self.weights):
+            self.refuse("weights", f"are {self.weights}; none may be negative, and one must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture(Part):
+    """Several corpora read as one, by weight: a sequence is of one corpus, and no stretch of the run has more than a
+    sequence or two of a corpus beyond its share.
+
+    The first ingredient's train split is what a tokenizer is trained on, and all are written in it. `changes` are a
+    course of weights over the run: a curriculum, or a last stretch of better text. Each corpus is validated apart.
+    """
+
+    ingredients: tuple[Ingredient, ...]
+    changes: tuple[Reweight, ...] = ()
+
+    def check(self) -> None:
+        if not sum(one.weight for one in self.ingredients):
+            self.refuse("ingredients", "have no weight; one of them must be above 0")
+        names = [one.name for one in self.ingredients]
+        if len(set(names)) < len(names):
+            self.refuse("ingredients", f"are named {', '.join(names)}; each needs a name of its own")
+        if any(len(one.weights) != len(names) for one in self.changes):
+            self.refuse("changes", f"must give {len(names)} weights each, one for every ingredient")
+        times = [one.at_tokens for one in self.changes]
+        if times != sorted(set(times)):
+            self.refuse("changes", f"come at the tokens {times}; each must come after the one before")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BPE(Part):
     """Byte-level byte-pair encoding trained on the train split; `vocab_size` counts the end-of-text token."""
 
@@ -60,14 +116,30 @@ class BPE(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenizerFile(Part):
+    """The byte-level tokenizer in a `tokenizer.json`: that of another run, or of a checkpoint that was imported.
+
+    `end` is the token after each document, `vocab_size` that of the model, which may be larger than the file's. The
+    file's own normalisation and ways of cutting text are kept.
+    """
+
+    path: str
+    vocab_size: int
+    end: str = "<|endoftext|>"
+
+    def check(self) -> None:
+        self.require_positive("vocab_size")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data(Part):
     """Packed sequences of `seq_len` tokens, in an order that is a pure function of (`seed`, index).
 
     `fingerprint_of_tokens` is empty until the corpus is prepared; a run that carries it refuses any other tokens.
     """
 
-    corpus: Corpus = Stdlib()
-    tokenizer: BPE
+    corpus: Corpus | Mixture = Stdlib()
+    tokenizer: BPE | TokenizerFile
     seq_len: int
     seed: int = 0
     fingerprint_of_tokens: str = ""

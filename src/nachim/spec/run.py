@@ -33,16 +33,37 @@ class Start(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EWC(Part):
+    """Elastic weight consolidation: strength / 2 * sum F (theta - theta*)^2 beside the loss (arXiv 1612.00796, eq. 3).
+
+    `folder` holds the weights theta* and their Fisher information F, as `nachim fisher` wrote them. F is that of a
+    token, so that with a strength of 1 the penalty estimates how far the old text's loss has risen, in nat/token.
+    `fingerprint` is that of the file; a run that carries it refuses any other.
+    """
+
+    folder: str
+    strength: float
+    fingerprint: str = ""
+
+    def check(self) -> None:
+        self.require_positive("strength")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run(Part):
-    """Everything that decides the weights, and how they are judged. Weights are drawn, or those of a `start`."""
+    """Everything that decides the weights, and how they are judged. Weights are drawn, or those of a `start`, which
+    `ewc` may hold near where others were good."""
 
     model: Decoder
     data: Data
     train: Train
     validation: Validation = Validation()
     start: Start | None = later(None)
+    ewc: EWC | None = later(None)
 
     def check(self) -> None:
+        if self.ewc is not None and self.start is None:
+            self.refuse("ewc", "holds weights near others, but the run draws its own: give it a start")
         if self.model.vocab_size != self.data.tokenizer.vocab_size:
             self.refuse("model", f"has vocab_size={self.model.vocab_size}, data {self.data.tokenizer.vocab_size}")
         for name in ("batch_tokens", "micro_batch_tokens"):

@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
         "noise_tokens": pa.float64(),
         "skipped": pa.int64(),
         "passed_tokens": pa.int64(),
+        "penalty": pa.float64(),
     }
 )
 """`step` counts steps taken, `tokens` those seen; `loss` is nat/token before the update, `seconds` of the step;
@@ -33,7 +34,8 @@ SCHEMA = pa.schema(
 of an expert over its layer's mean in the worst layer, only where there are experts; `noise_tokens`, the gradient noise
 scale, only where a batch is split into micro-batches. A step that fp16 skipped has an infinite `grad_norm`.
 `skipped` is 1 where the guard left the weights as they were; `passed_tokens` counts those that a roll-back passed over
-before the step."""
+before the step. `penalty` is what holds weights near others, in nat/token, beside the loss. What is measured of several
+texts apart has columns of its own, `validation_loss/NAME` and `bpb/NAME`."""
 
 
 CHUNKS = 64
@@ -55,16 +57,26 @@ class Metrics:
     def table(self) -> pa.Table:
         """All rows, as a value that later ones do not change."""
         if self.rows:
-            self.past = pa.concat_tables([self.past, pa.Table.from_pylist(self.rows, schema=SCHEMA)])
+            apart = sorted({name for row in self.rows for name in row.keys() - set(SCHEMA.names)})
+            schema = pa.schema([*SCHEMA, *((name, pa.float64()) for name in apart)])
+            rows = pa.Table.from_pylist(self.rows, schema=schema)
+            self.past = pa.concat_tables([self.past, rows], promote_options="default")
             self.rows = []
         if self.past["step"].num_chunks > CHUNKS:
             self.past = self.past.combine_chunks()
         return self.past
 
-    def last_validation(self) -> dict[str, float]:
-        """The newest measured validation, by name; empty when none was measured."""
+    def last_validation(self) -> dict[str, Any]:
+        """The newest measured validation, by name, and what was measured apart under `sources`; empty without one."""
         for row in reversed(self._measured()):
-            return {"loss": row["validation_loss"], **({} if row["bpb"] is None else {"bpb": row["bpb"]})}
+            found: dict[str, Any] = {"loss": row["validation_loss"]}
+            if row["bpb"] is not None:
+                found["bpb"] = row["bpb"]
+            names = [name.partition("/")[2] for name in row if name.startswith("bpb/")]
+            if names:
+                apart = {name: {"loss": row[f"validation_loss/{name}"], "bpb": row[f"bpb/{name}"]} for name in names}
+                found["sources"] = apart
+            return found
         return {}
 
     def best_step(self) -> int | None:
