@@ -1,0 +1,145 @@
+"""Constrained decoding held against public schemas: what is enforced, what is falsely taken, and what a mask costs.
+
+    python bench/constrain.py --schemas maskbench/data            # github.com/guidance-ai/jsonschemabench
+
+Each file of the folder holds a schema and texts that are and are not of it. A text is walked token by token; it is
+accepted when every token was allowed and it may end there. A false accept is a text accepted that is not of the
+schema. Times are of the processor, so that a busy machine changes them little. The vocabulary is a byte-level BPE of
+32,768 tokens, trained here on the source of the standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sysconfig
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from nachim.infer.constrain import Grammar, Vocabulary, json_schema
+from nachim.spec import UserError
+
+END = "<|endoftext|>"
+TEXT_BYTES = 12_000_000
+
+
+def main() -> None:
+    """Read the options, walk the schemas, print one table or one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--schemas", type=Path, required=True, help="folder of MaskBench files (schema, tests)")
+    parser.add_argument("--sample", type=int, default=400, help="how many are drawn; 0 takes all")
+    parser.add_argument("--seed", type=int, default=0, help="draws the sample")
+    parser.add_argument("--vocab-size", type=int, default=32_768, help="tokens of the vocabulary")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    asked = parser.parse_args()
+    files = sorted(asked.schemas.glob("*.json"))
+    if not files:
+        parser.error(f"{asked.schemas} holds no .json file")
+    if asked.sample:
+        files = random.Random(asked.seed).sample(files, min(asked.sample, len(files)))
+    tokenizer = trained(asked.vocab_size)
+    vocabulary = Vocabulary(tokenizer.to_str(), tokenizer.get_vocab_size(), [tokenizer.token_to_id(END)])
+    found = summary([walked(json.loads(path.read_text("utf-8")), path.stem, tokenizer, vocabulary) for path in files])
+    if asked.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name:>22}  {value}")
+
+
+def trained(vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of `vocab_size` tokens over the standard library's source."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts, size = [], 0
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+        if size > TEXT_BYTES or "site-packages" in path.parts:
+            continue
+        texts.append(path.read_text("utf-8", "replace"))
+        size += len(texts[-1])
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def walked(case: dict[str, Any], name: str, tokenizer: Tokenizer, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What became of one schema: refused, or its false accepts and rejects, with the microseconds of every mask."""
+    began = time.thread_time()
+    try:
+        grammar = json_schema(case["schema"])
+        vocabulary.start(grammar)
+    except UserError as error:
+        return {"name": name, "refused": str(error)}
+    found = {
+        "name": name,
+        "compile_us": micros(began),
+        "masks": [],
+        "accepts": [],
+        "rejects": [],
+        "wide": bool(grammar.valid),
+    }
+    for index, test in enumerate(case["tests"]):
+        ids = tokenizer.encode(json.dumps(test["data"], ensure_ascii=False), add_special_tokens=False).ids
+        if accepted(ids, grammar, vocabulary, found["masks"]) != test["valid"]:
+            found["rejects" if test["valid"] else "accepts"].append(index)
+    return found
+
+
+def accepted(ids: list[int], grammar: Grammar, vocabulary: Vocabulary, masks: list[float]) -> bool:
+    """Whether a text may be written token by token and end; each mask's microseconds join `masks`."""
+    constraint = vocabulary.start(grammar)
+    for token in (*ids, vocabulary.ends[0]):
+        began = time.thread_time()
+        allowed = constraint.allowed()
+        masks.append(micros(began))
+        if not allowed[token]:
+            return False
+        constraint.accept(token)
+    return True
+
+
+def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts over all schemas, and times over all masks."""
+    run = [one for one in results if "refused" not in one]
+    masks = sorted(us for one in run for us in one["masks"])
+    whole = [one for one in run if not one["accepts"] and not one["rejects"]]
+    why = Counter(
+        one["refused"].removeprefix("the JSON schema cannot be enforced: ")[:60] for one in results if "refused" in one
+    )
+    return {
+        "schemas": len(results),
+        "passed": len(whole),
+        "passed_share": round(len(whole) / len(results), 4),
+        "strict": sum(not one["wide"] for one in whole),
+        "refused": len(results) - len(run),
+        "with_false_accepts": [one["name"] for one in run if one["accepts"]],
+        "with_false_rejects": [one["name"] for one in run if one["rejects"]],
+        "masks": len(masks),
+        "mask_us_mean": round(statistics.fmean(masks), 1),
+        "mask_us_p50": masks[len(masks) // 2],
+        "mask_us_p99": masks[len(masks) * 99 // 100],
+        "mask_us_max": masks[-1],
+        "compile_us_p50": statistics.median(one["compile_us"] for one in run),
+        "compile_us_max": max(one["compile_us"] for one in run),
+        "refused_for": dict(why.most_common(12)),
+    }
+
+
+def micros(began: float) -> float:
+    """Microseconds of this thread's processor time since `began`."""
+    return round((time.thread_time() - began) * 1e6, 1)
+
+
+if __name__ == "__main__":
+    main()
