@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nachim.budget.cost import disk_bytes, makespan
-from tests.train.tiny import go, tiny_run
+from nachim.budget.cost import checkpoints, disk_bytes, makespan
+from nachim.spec import AdamW8, Keep, Muon
+from nachim.train import checkpoint
+from nachim.train.loop import Stage, train
+from tests.train.tiny import ALWAYS, batches, fresh, loss, tiny_run
 
 
 def best_makespan(seconds: list[float], workers: int) -> float:
@@ -38,8 +41,32 @@ def test_known_wall_times():
     assert makespan([3, 3, 2, 2, 2], 2) == 7.0  # Graham's worst case: the best is 6
 
 
-def test_a_finished_run_takes_the_disk_it_was_said_to(tmp_path: Path):
-    run = tiny_run(2, d_model=192)
-    go(run, tmp_path)
+KEPT = {
+    "the newest": {},
+    "several": {"keep": Keep(last=2, every=2, best=True)},
+    "Muon": {"optimizer": Muon(lr=0.01)},
+    "8-bit": {"optimizer": AdamW8(lr=0.01)},
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_finished_run_takes_the_disk_it_was_said_to(name, tmp_path: Path):
+    run = tiny_run(5, d_model=192, times=5, **KEPT[name])
+    best = iter((3.0, 1.0, 2.0, 2.0, 2.0))
+    train(
+        run, fresh(run), batches, loss, lambda model: {"loss": next(best)}, tmp_path, Stage(checkpoint_seconds=ALWAYS)
+    )
+    assert checkpoint.steps(tmp_path / "checkpoint") == ([2, 4, 5] if name == "several" else [5])
     taken = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    assert disk_bytes(run) == pytest.approx(taken, rel=0.1)
+    expected = disk_bytes(run) * (3 / 5 if name == "several" else 1)  # the best and the newest but one are among those
+    assert expected == pytest.approx(taken, rel=0.1)
+
+
+@given(st.integers(1, 30), st.integers(1, 4), st.none() | st.integers(1, 9), st.booleans())
+def test_no_more_checkpoints_stay_than_are_counted(steps, last, every, best):
+    run = tiny_run(steps, times=2 if best else 1, keep=Keep(last=last, every=every, best=best))
+    multiples = {step for step in range(1, steps + 1) if every and step % every == 0}
+    for best_step in range(1, steps + 1) if best else (steps,):
+        found = set(range(1, steps + 1))
+        kept = set(sorted(found)[-last:]) | multiples | {best_step}
+        assert len(kept) <= checkpoints(run) <= steps

@@ -138,7 +138,7 @@ def test_a_real_active_ladder_is_cheaper_and_goes_on_where_it_was_killed(
     monkeypatch.setattr(ladder, "FEWEST_STEPS", 40)
     kills = SimpleNamespace(every=0, seen=0)
 
-    def here(chains, root: Path, place: Place, workers: int, on_event) -> None:
+    def here(chains, root: Path, place: Place, workers: int, on_event, stopping) -> None:
         def step(run, number: int, loss: float) -> None:
             kills.seen += 1
             if kills.every and kills.seen % kills.every == 0:

@@ -101,6 +101,15 @@ def test_a_growing_batch_shares_its_stable_steps_with_every_longer_run(steps):
         assert [factor(long, step) for step in range(shared)] == [factor(short, step) for step in range(shared)]
 
 
+def test_a_batch_warms_up_and_grows_no_further():
+    train = training(WSD(), 4000, growth=Growth(begin_tokens=6400, power=1.0, most=4))
+    *grown, last = spans(train)
+    assert grown == sorted(grown) and set(grown) == {64, 2 * 64, 3 * 64, 4 * 64} and last <= 4 * 64
+    full = grown.index(4 * 64)
+    assert train.token_at(full) == pytest.approx(3.5 * 6400, rel=0.01), "four times, as soon as that is nearest"
+    assert len(grown[full:]) > 0.8 * len(grown)
+
+
 def test_a_batch_that_never_grows_is_a_constant_one():
     growth = Growth(begin_tokens=10**9, power=1.0)
     grown, constant = training(WSD(warmup_tokens=640), 97, growth=growth), training(WSD(warmup_tokens=640), 97)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable
 
 import tyro
 
 from nachim.spec import UserError
+from nachim.train.stopping import Stopped
 
 VERBS = {
     "quickstart": "nachim.app.quickstart:quickstart",
@@ -25,9 +27,11 @@ VERBS = {
     "tasks": "nachim.app.tasks:tasks",
     "train": "nachim.app.train:train",
     "diff": "nachim.app.diff:diff",
+    "track": "nachim.app.track:track",
     "import": "nachim.app.import_:import_",
     "export": "nachim.app.export:export",
     "convert": "nachim.app.convert:convert",
+    "fisher": "nachim.app.fisher:fisher",
     "data": "nachim.app.data:data",
     "report": "nachim.app.report:report",
 }
@@ -35,7 +39,7 @@ VERBS = {
 
 
 def main() -> None:
-    """Run the verb named on the command line; exit with 2 on bad input, 130 when interrupted."""
+    """Run the verb named on the command line; exit with 2 on bad input, 130 when interrupted with nothing saved."""
     asked = sys.argv[1:]
     try:
         if asked and asked[0] in VERBS:
@@ -46,6 +50,11 @@ def main() -> None:
     except UserError as error:
         print(f"nachim: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"nachim: {stopped}", file=sys.stderr)
+        if "--json" in asked:
+            print(json.dumps({"stopped_at": stopped.step}))
+        sys.exit(0)
     except KeyboardInterrupt:
         print("nachim: stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 
 from nachim.spec import Machine
+from nachim.train.stopping import stop_on_signal
 
 if TYPE_CHECKING:
     from nachim.lab.launch.local import Event
+    from nachim.train.profile import Operation
 
 STAGES = {
     "corpus": "reading and tokenizing the corpus",
@@ -26,7 +31,10 @@ PLAIN_EVERY_SECONDS = 15.0
 
 
 class TerminalView:
-    """Shows a study's progress on stderr; plain lines where stderr is not a terminal. Use it in a `with` block."""
+    """Shows a study's progress on stderr; plain lines where stderr is not a terminal. Use it in a `with` block.
+
+    Within the block SIGTERM and ctrl-C ask a run that is in training to save and end: `stopping` says so.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
@@ -42,13 +50,24 @@ class TerminalView:
         self.machine: Machine | None = None
         self.precision = "fp32"
         self.spoke = 0.0
+        self.held = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        self.asked = self.held.enter_context(stop_on_signal())
         self.bars.start()
         return self
 
     def __exit__(self, *failure: object) -> None:
         self.bars.stop()
+        self.held.close()
+
+    def quiet(self) -> None:
+        """No bars from here on: somebody else draws."""
+        self.bars.stop()
+
+    def stopping(self) -> bool:
+        """Whether somebody asked to end: what is in training saves, and goes on with the next command."""
+        return self.asked()
 
     def knows(self, machine: Machine) -> None:
         """MFU is shown against this machine's measured peaks."""
@@ -90,6 +109,16 @@ class TerminalView:
         if event.step == event.steps:
             self.bars.remove_task(task)
             del self.runs[event.run]
+
+    def operations(self, found: Sequence[Operation], most: int = 20) -> None:
+        """The operations that took longest in a trace of steps, as a table."""
+        table = Table("operation", *(Column(name, justify="right") for name in ("calls", "ms", "share")))
+        for each in found[:most]:
+            table.add_row(each.name, f"{each.calls:,}", f"{1e3 * each.seconds:,.1f}", f"{each.share:.1%}")
+        if rest := found[most:]:
+            seconds, share = sum(each.seconds for each in rest), sum(each.share for each in rest)
+            table.add_row(f"{len(rest)} others", "", f"{1e3 * seconds:,.1f}", f"{share:.1%}")
+        self.console.print(table)
 
     def _note(self, event: Event, seconds: float, tokens: int) -> str:
         loss = f"loss {event.loss:.3f}"

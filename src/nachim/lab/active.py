@@ -227,7 +227,8 @@ def _carry_out(study: Study, offer: Ladder, log: Log) -> None:
     chains = [chain for chain in made(offer, log.names).chains if any(name_of(run) in wanted for run in chain.runs)]
     chains.sort(key=lambda chain: -chain.runs[-1].flops)
     root = study.root / "ladder"
-    carry_out_all(chains, root, study.place(1), study.pace().workers, study.view.event)
+    view = study.view
+    carry_out_all(chains, root, study.place(1), study.pace().workers, view.event, view.stopping)
     if lost := [name for name in diverged(root, Ladder(chains=tuple(chains))) if name in wanted]:
         study.view.say(f"diverged, and left out of the law: {', '.join(lost)}")
     log.seconds += time.monotonic() - began

@@ -34,6 +34,7 @@ from nachim.law import Study as Reading
 from nachim.law import study as read_law
 from nachim.spec import Data, Machine, Part, Run, UserError, diff
 from nachim.spec.disk import locked, write_text
+from nachim.train.loop import Watch
 from nachim.train.machine import measure_machine
 
 PACE_WIDTHS = (32, 48, 64, 96, 160)
@@ -71,6 +72,9 @@ class View(Protocol):
     def knows(self, machine: Machine) -> None:
         """The machine, as measured: what MFU is held against."""
 
+    def stopping(self) -> bool:
+        """Whether the study was asked to end after the step it is at, with everything saved."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question(Part):
@@ -96,7 +100,10 @@ class Study:
     began: float
 
     def run(self) -> dict[str, Any]:
-        """The whole line; returns the verdict. Goes on where an earlier process stopped. Raises Refused, UserError."""
+        """The whole line; returns the verdict. Goes on where an earlier process stopped.
+
+        Raises Refused, UserError, and Stopped when the view says so.
+        """
         self.claim()
         with locked(self.root / "lock"):
             self.note_command()
@@ -271,7 +278,7 @@ class Study:
     def _carry_out(self, ladder: Ladder, folder: str) -> None:
         pace = self.pace()
         chains = sorted(ladder.chains, key=lambda chain: -chain_seconds(chain, pace.beside))
-        carry_out_all(chains, self.root / folder, self.place(1), pace.workers, self.view.event)
+        carry_out_all(chains, self.root / folder, self.place(1), pace.workers, self.view.event, self.view.stopping)
 
     def reading(self) -> Reading:
         """The law through the ladder, with the run noise its repeated rung measured."""
@@ -333,5 +340,6 @@ class Study:
         def on_step(run: Run, step: int, loss: float) -> None:
             self.view.event(event_of("target", run, step, loss, pace.threads))
 
-        carry_out(run, self.root / "target", self.place(pace.threads), on_step)
+        watch = Watch(self.view.say, self.view.stopping)
+        carry_out(run, self.root / "target", self.place(pace.threads), on_step, watch=watch)
         return judge(sealed, result_of(self.root / "target"), self.root / "verdict.json")

@@ -25,6 +25,9 @@ class View(Protocol):
     def event(self, event: Event) -> None:
         """News of a training run."""
 
+    def stopping(self) -> bool:
+        """Whether to end after the step at hand, with everything saved."""
+
 
 @dataclass(frozen=True)
 class Twin:
@@ -47,7 +50,7 @@ class Twin:
                 return
             view.stage("ladder")
             chains = sorted(ladder.chains, key=lambda chain: -chain.flops)
-            carry_out_all(chains, self.out / "ladder", place, workers, view.event)
+            carry_out_all(chains, self.out / "ladder", place, workers, view.event, view.stopping)
             observe(self.out / "ladder", ladder.runs).write(self.out / "observations.csv")
 
     def ladder(self) -> Ladder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -12,31 +13,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nachim.data.mix import Mixed, open_mixture
 from nachim.data.pack import Batches
-from nachim.data.prepare import prepare
-from nachim.data.prepared import TOKENIZER, Prepared
-from nachim.evaluate.bpb import Windows, measure
+from nachim.data.prepare import Progress, prepare
+from nachim.data.prepared import TOKENIZER
+from nachim.evaluate.bpb import Windows, documents_in, measure, measure_each
 from nachim.lab.ladder import Chain, name_of
 from nachim.model import DecoderModule, build
 from nachim.model.decoder import initialise
+from nachim.model.hf.checkpoint import ORIGIN
 from nachim.model.load import decoder_of, load
+from nachim.model.mtp import NONE
 from nachim.model.weights import fingerprint
-from nachim.spec import Run, UserError, diff
-from nachim.spec.disk import read_json, write_text
+from nachim.spec import Activations, Data, Mixture, Run, UserError, diff
+from nachim.spec.disk import write_text
 from nachim.train import checkpoint
+from nachim.train.ewc import open_penalty
 from nachim.train.guard import Diverged
-from nachim.train.loop import Stage, Watch, train
+from nachim.train.loop import Stage, Validate, Watch, train
+from nachim.train.manifest import RESULT, Damaged, read_result
 from nachim.train.schedule import stable_steps
+from nachim.train.step import LossFn
+
+MIXTURE = "mixture.json"
+"""What a run on a mixture reads of each corpus, and how many times over."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how runs are carried out: the token cache, the device, and how much work a kill may cost (seconds)."""
+    """Where and how runs are carried out: the token cache, the device, how much work a kill may cost (seconds), what is
+    kept for backward passes."""
 
     cache: Path
     device: str = "cpu"
     threads: int = 1
     checkpoint_seconds: float = 20.0
+    activations: Activations = Activations()
 
 
 @dataclass(frozen=True)
@@ -58,24 +70,48 @@ def carry_out(
 
     Raises UserError, Diverged from the guard, and Stopped when `watch` asks for it.
     """
-    if (out / "result.json").exists():
-        return result_of(out)
+    if (out / RESULT).exists():
+        with contextlib.suppress(Damaged):  # the loop writes it again
+            return result_of(out)
     settle(place)
-    prepared = prepare(run.data, place.cache)
-    batches = Batches(prepared, run.data)
-    keep_tokenizer(prepared, out)
+    batches = open_batches(run.data, place.cache)
+    keep_tokenizer(batches.tokenizer, out)
     model = begin(run, out)
-    ids = batches.validation(run.validation.tokens)
-    windows = Windows(ids, batches.target_bytes(ids))
+    penalty = open_penalty(run.ewc, model, place.device) if run.ewc else None
+    if isinstance(batches, Mixed):
+        write_text(out / MIXTURE, json.dumps(batches.seen(run.train.tokens), indent=2) + "\n")
     stage = Stage(
         device=place.device,
         start=share.start,
         keep=share.keep,
         checkpoint_seconds=place.checkpoint_seconds,
+        activations=place.activations,
         on_step=lambda step, loss: on_step(run, step, loss),
         watch=watch,
     )
-    return train(run, model, batches.batch, next_token_loss, lambda model: measure(model, windows), out, stage)
+    loss = loss_of(run.data, batches.end)
+    return train(run, model, batches.batch, loss, judge(batches, run), out, stage, penalty)
+
+
+def open_batches(data: Data, cache: Path, progress: Progress | None = None) -> Batches | Mixed:
+    """The sequences of one corpus or of a mixture, tokenized before or now. Raises UserError as `prepare` does."""
+    if isinstance(data.corpus, Mixture):
+        return open_mixture(data, cache, progress)
+    return Batches(prepare(data, cache, progress), data)
+
+
+def judge(batches: Batches | Mixed, run: Run) -> Validate:
+    """What measures a model on held-out text: of a mixture, on that many tokens of each corpus apart."""
+
+    def windows(source: Batches) -> Windows:
+        ids = source.validation(run.validation.tokens)
+        return Windows(ids, source.target_bytes(ids), source.end if run.data.mask_documents else None)
+
+    if isinstance(batches, Batches):
+        one = windows(batches)
+        return lambda model: measure(model, one)
+    each, shares = {name: windows(source) for name, source in batches.sources.items()}, batches.last_shares
+    return lambda model: measure_each(model, each, shares)
 
 
 def begin(run: Run, out: Path) -> DecoderModule:
@@ -96,22 +132,26 @@ def begin(run: Run, out: Path) -> DecoderModule:
     if decoder != run.model:
         changes = "; ".join(str(change) for change in diff(run.model, decoder))
         raise UserError(f"Start.folder is {folder}, which holds another decoder than the run's ({changes})")
-    theirs, ours = (place / TOKENIZER for place in (folder, out))
-    if theirs.is_file() and theirs.read_bytes() != ours.read_bytes():
-        raise UserError(f"Start.folder is {folder}, whose weights know another tokenizer than the run's")
+    theirs = next((path for path in (folder / TOKENIZER, folder / ORIGIN / TOKENIZER) if path.is_file()), None)
+    if theirs is not None and theirs.read_bytes() != (out / TOKENIZER).read_bytes():
+        raise UserError(
+            f"Start.folder is {folder}, whose weights know another tokenizer than the run's: give Data "
+            f'tokenizer=TokenizerFile(path="{theirs}", vocab_size={run.model.vocab_size})'
+        )
     return load(folder).train()
 
 
-def keep_tokenizer(prepared: Prepared, out: Path) -> None:
+def keep_tokenizer(file: Path, out: Path) -> None:
     """Put the tokenizer of the run in `out` beside it: whoever exports the run needs nothing but its folder."""
     if not (out / TOKENIZER).exists():
-        write_text(out / TOKENIZER, (prepared.folder / TOKENIZER).read_text(encoding="utf-8"))
+        write_text(out / TOKENIZER, file.read_text(encoding="utf-8"))
 
 
-def carry_out_chain(chain: Chain, root: Path, place: Place, on_step: OnStep) -> None:
+def carry_out_chain(chain: Chain, root: Path, place: Place, on_step: OnStep, watch: Watch = Watch()) -> None:
     """Train every run of `chain` into its own folder under `root`, each from where it leaves the one before.
 
     A run that diverges is recorded in its folder as `diverged.json` and ends the chain: longer ones share its fault.
+    Raises Stopped when `watch` asks for it.
     """
     start: Path | None = None
     for run in chain.runs:
@@ -121,7 +161,7 @@ def carry_out_chain(chain: Chain, root: Path, place: Place, on_step: OnStep) -> 
         if chain.rungs:
             share = Share(start=rung_below(chain, root, run), keep=frozenset(chain.rungs))
         try:
-            carry_out(run, out, place, on_step, share)
+            carry_out(run, out, place, on_step, share, watch)
         except Diverged as error:
             write_text(out / "diverged.json", json.dumps({"why": str(error)}, indent=2) + "\n")
             return
@@ -150,13 +190,27 @@ def chain_end(start: Path) -> int:
 
 
 def result_of(out: Path) -> dict[str, Any]:
-    """The result of the finished run in `out`. Raises UserError when it cannot be read."""
-    return read_json(out / "result.json")
+    """The result of the finished run in `out`. Raises UserError when it is not what was written."""
+    return read_result(out / RESULT)
 
 
 def next_token_loss(model: nn.Module, x_BT: Tensor) -> Tensor:
     """Mean cross-entropy, nat/token, of every token of `x_BT` [B, T + 1] after the first."""
     return model.loss(x_BT[:, :-1], x_BT[:, 1:])
+
+
+def loss_of(data: Data, end: int) -> LossFn:
+    """The loss of a run on `data`, whose documents end in the token `end`: `next_token_loss`, or one that heeds them."""
+    if data.packing == "stream" and not data.mask_documents:
+        return next_token_loss
+
+    def loss(model: nn.Module, x_BT: Tensor) -> Tensor:
+        """`next_token_loss` without filling, which is an end-of-text token after another."""
+        ids_BT, targets_BT = x_BT[:, :-1], x_BT[:, 1:]
+        wanted_BT = targets_BT.masked_fill((ids_BT == end) & (targets_BT == end), NONE)
+        return model.loss(ids_BT, wanted_BT, documents_in(ids_BT, end) if data.mask_documents else None)
+
+    return loss
 
 
 def settle(place: Place) -> None:

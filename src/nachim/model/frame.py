@@ -33,6 +33,7 @@ class Frame:
         self.documents_BS = None if documents_BS is None else _runs(documents_BS)
         self._given = positions
         self._memo: dict[Hashable, Any] = {}
+        self.look: Callable[..., None] | None = None  # for whom looks on: called with what attention is made of
 
     @functools.cached_property
     def positions(self) -> Tensor:

@@ -65,17 +65,24 @@ class Growth(Part):
 
     As the loss falls a gradient's noise outgrows it (arXiv 1812.06162), so the best batch grows with tokens (arXiv
     2505.13738). A step takes whole multiples of `batch_tokens`; until its end a run takes the steps of any longer one.
+
+    With `most` it grows to so many times and no further: power 1 is then the linear batch warm-up of GPT-3 (arXiv
+    2005.14165, app. B), over `most` times `begin_tokens`.
     """
 
     begin_tokens: int
     power: float
+    most: int | None = later(None)
 
     def check(self) -> None:
         self.require_positive("begin_tokens", "power")
+        if self.most is not None:
+            self.require_positive("most")
 
     def multiple(self, token: int) -> int:
         """How many times `batch_tokens` the step that begins at `token` takes."""
-        return max(1, round((token / self.begin_tokens) ** self.power))
+        grown = max(1, round((token / self.begin_tokens) ** self.power))
+        return grown if self.most is None else min(self.most, grown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +127,11 @@ class Train(Part):
     def token_at(self, step: int) -> int:
         """Tokens seen before `step` (from 0); `tokens` at the number of steps."""
         return step * self.batch_tokens if self.growth is None else self._begins[step]
+
+    @property
+    def largest_batch(self) -> int:
+        """Tokens of the largest step."""
+        return max(self.token_at(step + 1) - self.token_at(step) for step in range(self.steps))
 
     @functools.cached_property
     def _begins(self) -> list[int]:

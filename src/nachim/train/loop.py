@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,13 +14,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from nachim.spec import RollBack, Run, UserError
-from nachim.spec.disk import locked, read_json, write_text
+from nachim.model.recompute import arrange
+from nachim.spec import Activations, RollBack, Run, UserError
+from nachim.spec.disk import locked, write_text
 from nachim.train import checkpoint, manifest, metrics
 from nachim.train.checkpoint import Progress
+from nachim.train.ewc import Penalty
 from nachim.train.guard import Fault, Guard
 from nachim.train.heartbeat import Heartbeat, Journal, pulse
+from nachim.train.manifest import Damaged
 from nachim.train.metrics import Metrics
+from nachim.train.onlooker import Onlooker, Onlookers
 from nachim.train.resume import claim, mend_metrics, where_to_begin
 from nachim.train.step import LossFn, Stepper
 from nachim.train.stopping import Stopped
@@ -30,15 +33,17 @@ from nachim.train.writer import Writer
 Batches = Callable[[int, int], np.ndarray]
 """(first sequence index, count) to int64 sequences [count, T + 1]: the state of the loader is one integer."""
 Validate = Callable[[nn.Module], dict[str, float]]
-"""Measures the model; must return `loss` (nat/token) and may return `bpb`."""
+"""Measures the model; must return `loss` (nat/token), may return `bpb`, and both of texts apart (`bpb/NAME`)."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Who looks on: `say(sentence)` is told what befalls the run, `stopping()` is asked after every step."""
+    """Who looks on: `say(sentence)` is told what befalls the run, `stopping()` is asked after every step, and
+    `onlookers` see each step before and after it was taken."""
 
     say: Callable[[str], None] = lambda sentence: None
     stopping: Callable[[], bool] = lambda: False
+    onlookers: tuple[Onlooker, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,11 @@ class Stage:
 
     `start` is a checkpoint of another run whose first steps are the same; `keep` names steps whose checkpoints stay;
     `checkpoint_seconds` is the longest work a kill can cost; `on_step(steps_done, loss)` is called after every step.
+    `activations` says what of a forward pass is kept for the backward pass.
     """
 
     device: str = "cpu"
+    activations: Activations = Activations()
     start: Path | None = None
     keep: frozenset[int] = frozenset()
     checkpoint_seconds: float = 20.0
@@ -58,9 +65,17 @@ class Stage:
 
 
 def train(
-    run: Run, model: nn.Module, batches: Batches, loss: LossFn, validate: Validate, out: Path, stage: Stage
+    run: Run,
+    model: nn.Module,
+    batches: Batches,
+    loss: LossFn,
+    validate: Validate,
+    out: Path,
+    stage: Stage,
+    penalty: Penalty | None = None,
 ) -> dict[str, Any]:
-    """Train `model` as `run` says and return the result, also written to `out/result.json`.
+    """Train `model` as `run` says and return the result, also written to `out/result.json`. A `penalty` on the weights
+    stands beside the loss.
 
     Finished runs return at once; interrupted ones go on from their last good checkpoint, bit for bit. Raises UserError
     when `out` holds another run, is in use or cannot be written, Diverged when the guard stops it, and Stopped when it
@@ -69,20 +84,26 @@ def train(
     journal = Journal(out, stage.watch.say)
     claim(out, run, journal.note)
     with locked(out / "lock"):
-        result_path = out / "result.json"
+        result_path = out / manifest.RESULT
         if result_path.exists():
-            return read_json(result_path)
+            with contextlib.suppress(Damaged):
+                return manifest.read_result(result_path)
+            journal.note(f"{result_path} is not what was written, and will be written again")
         model.to(stage.device)
-        sitting = _Sitting(run, Stepper(run, model, loss), batches, validate, out, stage, journal)
+        if stage.activations != Activations():
+            train, length = run.train, run.data.seq_len
+            rows = (train.micro_batch_tokens or train.largest_batch) // length
+            stage.watch.say(arrange(model, stage.activations, rows, length, train.precision))
+        sitting = _Sitting(run, Stepper(run, model, loss, penalty), batches, validate, out, stage, journal)
         gc.collect()
         gc.freeze()
         try:
             result = sitting.finish()
         finally:
             gc.unfreeze()
-        write_text(result_path, json.dumps(result, indent=2) + "\n")
+        write_text(result_path, manifest.result_text(result))
         sitting.heart.beat(run.train.steps, "finished")
-        return result
+        return manifest.read_result(result_path)
 
 
 class _Sitting:
@@ -101,6 +122,7 @@ class _Sitting:
         self.run, self.stepper, self.batches, self.validate, self.stage = run, stepper, batches, validate, stage
         self.root, self.metrics_path = out / checkpoint.CHECKPOINT, out / manifest.METRICS
         self.journal, self.heart, self.writer = journal, Heartbeat(out, run.train.steps), Writer()
+        self.out, self.onlookers = out, Onlookers(stage.watch.onlookers, journal.note)
         self.first = checkpoint.step_of(stage.start) if stage.start else 0
         self.passed_tokens: int | None = None
         self.saved: int | None = None
@@ -137,6 +159,7 @@ class _Sitting:
         self.guard = Guard(self.run.train.optimizer.lr, self.run.train.on_spike, self._last_good)
         if past is not None:
             self.guard.remember(past)
+        self.onlookers.tell("begin", self.out, self.run, self.progress.step, self.journal.note)
 
     def finish(self) -> dict[str, Any]:
         """Take the steps that are left; the result of the whole run. What is being written is waited for."""
@@ -157,6 +180,8 @@ class _Sitting:
             if stopped:
                 raise told from None
             raise
+        finally:
+            self.onlookers.tell("end")
         return self._result(self.metrics.last_validation())
 
     def _take_steps(self) -> None:
@@ -174,7 +199,10 @@ class _Sitting:
             step = self.progress.step
             if step in measure_at:
                 found = self.validate(self.stepper.model)
-                self.metrics.rows[-1].update(validation_loss=found["loss"], bpb=found.get("bpb"))
+                losses = {f"validation_{name}": value for name, value in found.items() if name.startswith("loss")}
+                bits = {name: value for name, value in found.items() if name.startswith("bpb")}
+                self.metrics.rows[-1].update(losses | bits)
+            self.onlookers.tell("after", self.metrics.rows[-1])
             if self._due(step):
                 self._save()
             self.heart.beat(step)
@@ -189,6 +217,7 @@ class _Sitting:
         step, length = self.progress.step, self.run.data.seq_len
         first, end = train.token_at(step) // length, train.token_at(step + 1) // length
         x_BT = torch.from_numpy(self.batches(first + self.progress.passed, end - first)).to(self.stage.device)
+        self.onlookers.tell("before", self.stepper, step, x_BT)
         stats = self.stepper.take(step, x_BT, self.guard)
         seconds = time.perf_counter() - began
         self.progress.step += 1
@@ -229,10 +258,12 @@ class _Sitting:
             return
         self.writer.wait()
         taken = checkpoint.snapshot(self.stepper, self.progress, self.metrics.table())
-        self.writer.submit(lambda: self._write(taken))
+        beside = self.onlookers.saving(taken.step)
+        self.writer.submit(lambda: self._write(taken, beside))
         self.saved, self.clock = taken.step, time.monotonic()
 
-    def _write(self, taken: checkpoint.Snapshot) -> None:
+    def _write(self, taken: checkpoint.Snapshot, beside: Callable[[], None]) -> None:
+        beside()
         checkpoint.write(self.root, taken)
         metrics.write(taken.rows, self.metrics_path)
         checkpoint.prune(self.root, self._kept(taken.step, Metrics(taken.rows)))

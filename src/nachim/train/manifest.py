@@ -12,6 +12,7 @@ from nachim.spec import UserError
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.parquet"
+RESULT = "result.json"
 
 
 class Damaged(UserError):
@@ -60,6 +61,26 @@ def read(folder: Path) -> dict[str, Any]:
     return value
 
 
+def result_text(value: dict[str, Any]) -> str:
+    """A run's result as it is written: its own digest is its last entry."""
+    return json.dumps(value | {"sha256": _digest(value)}, indent=2) + "\n"
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The result in `path`. Raises Damaged when it is not what was written; one without a digest is believed."""
+    advice = "remove it, and run the same command again to have it written anew"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path} cannot be read ({error}): {advice}") from error
+    if not isinstance(value, dict):
+        raise Damaged(f"{path} holds no result: {advice}")
+    rest = {name: held for name, held in value.items() if name != "sha256"}
+    if value.get("sha256", _digest(rest)) != _digest(rest):
+        raise Damaged(f"{path} is not what was written, its SHA-256 differs: {advice}")
+    return value
+
+
 def sha256(path: Path) -> str:
     """SHA-256 (hex) of a file."""
     with path.open("rb") as file:
@@ -77,5 +98,8 @@ def sync(path: Path) -> None:
 
 def _text(value: dict[str, Any]) -> str:
     """The one text of a manifest, which ends with its own digest: a change of a single bit shows."""
-    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-    return json.dumps(value | {"sha256": digest}, indent=1, sort_keys=True) + "\n"
+    return json.dumps(value | {"sha256": _digest(value)}, indent=1, sort_keys=True) + "\n"
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -16,6 +17,8 @@ from typing import Any
 from nachim.lab.ladder import Chain, name_of
 from nachim.lab.work import Place, carry_out_chain
 from nachim.spec import Run, UserError
+from nachim.train.loop import Watch
+from nachim.train.stopping import Stopped
 
 EVERY_SECONDS = 0.25
 
@@ -43,21 +46,30 @@ def event_of(name: str, run: Run, step: int, loss: float, threads: int) -> Event
 
 
 def carry_out_all(
-    chains: Sequence[Chain], root: Path, place: Place, workers: int, on_event: Callable[[Event], None]
+    chains: Sequence[Chain],
+    root: Path,
+    place: Place,
+    workers: int,
+    on_event: Callable[[Event], None],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Carry out `chains` under `root` in `workers` processes; what is finished is not repeated.
 
     The order given is the order of starting. Raises UserError when a worker process dies, naming what to do; the
-    others' work is kept.
+    others' work is kept. Once `stopping()` every worker saves after the step it is at, and Stopped is raised.
     """
     context = multiprocessing.get_context("spawn")
     news: Any = context.Queue()
-    arguments = (news, os.getpid())
+    stop: Any = context.Event()
+    arguments = (news, stop, os.getpid())
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=arguments) as pool:
         jobs = [pool.submit(_work, chain, root, place) for chain in chains]
         try:
-            _follow(jobs, news, on_event)
+            if _follow(jobs, news, on_event, stopping, stop):
+                raise Stopped(None)
         except BrokenProcessPool as error:
+            if stop.is_set():  # a signal to all processes met one that was only beginning
+                raise Stopped(None) from None
             raise UserError(
                 f"a training process died under {root}, perhaps for want of memory; run the same command again to go on"
             ) from error
@@ -65,13 +77,20 @@ def carry_out_all(
             for job in jobs:
                 job.cancel()
             for process in (pool._processes or {}).values():
-                process.terminate()
+                process.kill()
             raise
 
 
-def _follow(jobs: list[Future[None]], news: Any, on_event: Callable[[Event], None]) -> None:
-    open_jobs = set(jobs)
+def _follow(
+    jobs: list[Future[None]], news: Any, on_event: Callable[[Event], None], stopping: Callable[[], bool], stop: Any
+) -> bool:
+    """Wait for the jobs, and pass on their news; whether they were stopped before all were done."""
+    open_jobs, stopped = set(jobs), False
     while open_jobs:
+        if stopping() and not stop.is_set():
+            stop.set()
+            open_jobs -= {job for job in jobs if job.cancel()}
+            stopped = True
         done, open_jobs = wait(open_jobs, timeout=EVERY_SECONDS)
         try:
             while True:
@@ -79,19 +98,29 @@ def _follow(jobs: list[Future[None]], news: Any, on_event: Callable[[Event], Non
         except queue.Empty:
             pass
         for job in done:
-            job.result()
+            try:
+                job.result()
+            except Stopped:
+                stopped = True
+    return stopped
 
 
 _news: Any = None
+_stop: Any = None
 _parent = 0
 
 
-def _begin(news: Any, parent: int) -> None:
-    global _news, _parent
-    _news, _parent = news, parent
+def _begin(news: Any, stop: Any, parent: int) -> None:
+    """Ready a worker. Signals meant for all are the parent's: it tells when to stop."""
+    global _news, _stop, _parent
+    _news, _stop, _parent = news, stop, parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _work(chain: Chain, root: Path, place: Place) -> None:
+    if _stop.is_set():
+        raise Stopped(None)
     last = 0.0
 
     def report(run: Run, step: int, loss: float) -> None:
@@ -102,4 +131,4 @@ def _work(chain: Chain, root: Path, place: Place) -> None:
             last = time.monotonic()
             _news.put(event_of(name_of(run), run, step, loss, place.threads))
 
-    carry_out_chain(chain, root, place, report)
+    carry_out_chain(chain, root, place, report, Watch(stopping=_stop.is_set))
