@@ -44,6 +44,7 @@ def hold(spec: Decoder) -> None:
         hold_padding(model, ids_BT)
         hold_causality(model, ids_BT, whole_BTV)
     hold_gradients(model, ids_BT)
+    hold_precision(spec, model, ids_BT)
 
 
 def hold_costs(spec: Decoder, model: DecoderModule) -> None:
@@ -61,6 +62,16 @@ def hold_cache(spec: Decoder, model: DecoderModule, ids_BT: Tensor, whole_BTV: T
     forked = cache.select(torch.tensor([1, 1, 0]))
     next_B1 = torch.tensor([[3], [3], [5]])
     close(model(next_B1, cache=forked)[0], model(torch.cat((ids_BT[1:], next_B1[:1]), 1))[0, -1:], "a forked cache")
+
+
+@torch.inference_mode()
+def hold_precision(spec: Decoder, model: DecoderModule, ids_BT: Tensor) -> None:
+    """In bf16, which this moves the model to, the cache has the declared bytes too: states that add up stay fp32."""
+    model.eval().to(torch.bfloat16)
+    cache = model.start()
+    for part_BT in ids_BT.split([7, 1, T - 8], 1):
+        assert model(part_BT, cache=cache).isfinite().all()
+    assert cache.nbytes == len(ids_BT) * spec.cache_bytes(T, value_bytes=2)
 
 
 def hold_documents(model: DecoderModule, ids_BT: Tensor) -> None:

@@ -143,11 +143,12 @@ class Replica:
 
     def cache_bytes(self, tokens: float) -> float:
         """Bytes on a device of one sequence of `tokens`."""
-        values = sum(
-            times * block.mixer.cache_values(block.share * tokens) / min(self.tp, block.mixer.cache_pieces)
+        return sum(
+            times
+            * block.mixer.cache_bytes(block.share * tokens, self.cache.bytes)
+            / min(self.tp, block.mixer.cache_pieces)
             for block, times in self.model.kinds.items()
         )
-        return values * self.cache.bytes
 
     @property
     def cache_room(self) -> float:

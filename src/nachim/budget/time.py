@@ -260,8 +260,8 @@ class Clock:
         if layout.cp == 1:
             return 0.0
         mixer = block.mixer
-        values = mixer.cache_values(self.job.seq_len) / layout.cp / min(layout.tp, mixer.cache_pieces)
-        size = layout.micro_batch * values * self.value_bytes
+        held = mixer.cache_bytes(self.job.seq_len, self.value_bytes) / layout.cp / min(layout.tp, mixer.cache_pieces)
+        size = layout.micro_batch * held
         return 3 * (layout.cp - 1) * send(size, group(self.cluster, layout.cp, layout.tp))
 
     def _experts(self, matrices: list[Matrix], tokens: float, layout: Split) -> float:

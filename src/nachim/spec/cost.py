@@ -8,6 +8,9 @@ from typing import Literal
 
 from nachim.spec.part import Part
 
+WIDE_BYTES = 4
+"""Of a value that is kept in fp32 at least."""
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -117,6 +120,10 @@ class Mixer(Layer):
     def cache_values(self, seq_len: float) -> float:
         """Values kept for one sequence of `seq_len` tokens while it is being generated."""
 
+    def wide_values(self, seq_len: float) -> float:
+        """Those of `cache_values` that are kept in fp32 at least, whatever the precision: states that add up."""
+        return 0.0
+
     @property
     def cache_pieces(self) -> int:
         """Into how many parts tensor parallelism can cut the cache: beyond them devices hold copies."""
@@ -136,9 +143,10 @@ class Mixer(Layer):
         """Training FLOP/token (three passes), the whole context included (arXiv 2401.02954, eq. 2)."""
         return 6 * self.matmul_params(d_model) + round(3 * self.mixing_flops(seq_len))
 
-    def cache_bytes(self, seq_len: int, value_bytes: float = 2) -> int:
-        """Bytes kept for one sequence of `seq_len` tokens."""
-        return round(self.cache_values(seq_len) * value_bytes)
+    def cache_bytes(self, seq_len: float, value_bytes: float = 2) -> float:
+        """Bytes kept for one sequence of `seq_len` tokens by a model whose values take `value_bytes`."""
+        wide = self.wide_values(seq_len)
+        return (self.cache_values(seq_len) - wide) * value_bytes + wide * max(WIDE_BYTES, value_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,10 @@ class InfiniAttention(Mixer):
     def cache_values(self, seq_len: float) -> float:
         """Keys and values of a segment at most, the memory, and what the present segment will add to it."""
         local = 2 * self.d_head * min(self.segment, seq_len)
-        return self.n_kv_heads * (local + 2 * self.memory)
+        return self.n_kv_heads * local + self.wide_values(seq_len)
+
+    def wide_values(self, seq_len: float) -> float:
+        return self.n_kv_heads * 2 * self.memory
 
     @property
     def cache_pieces(self) -> int:

@@ -202,6 +202,9 @@ class LinearAttention(Mixer):
     def cache_values(self, seq_len: float) -> float:
         return self.n_heads * self.d_key * self.d_value
 
+    def wide_values(self, seq_len: float) -> float:
+        return self.cache_values(seq_len)
+
     @property
     def cache_pieces(self) -> int:
         return self.n_heads

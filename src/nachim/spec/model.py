@@ -223,9 +223,12 @@ class Decoder(Part):
         return 3 * self.logit_flops * self.passes
 
     def cache_bytes(self, seq_len: int, value_bytes: float = 2) -> int:
-        """Bytes kept for one sequence of `seq_len` tokens, over all layers: keys and values, latents, states."""
-        values = sum(times * block.mixer.cache_values(block.share * seq_len) for block, times in self.kinds.items())
-        return round(values * value_bytes)
+        """Bytes kept for one sequence of `seq_len` tokens, over all layers: keys and values, latents, states.
+
+        Values take `value_bytes`, but for the states that stay in fp32 at least.
+        """
+        kinds = self.kinds.items()
+        return round(sum(times * block.mixer.cache_bytes(block.share * seq_len, value_bytes) for block, times in kinds))
 
 
 def plain(*, d_model: int, n_layers: int, d_head: int, vocab_size: int) -> Decoder:

@@ -78,7 +78,10 @@ class GatedDeltaNet(Mixer):
         return 2 * self.d_conv * self.channels + 6 * self.n_heads * self.d_key * self.d_value
 
     def cache_values(self, seq_len: float) -> float:
-        return self.n_heads * self.d_key * self.d_value + (self.d_conv - 1) * self.channels
+        return self.wide_values(seq_len) + (self.d_conv - 1) * self.channels
+
+    def wide_values(self, seq_len: float) -> float:
+        return self.n_heads * self.d_key * self.d_value
 
     @property
     def cache_pieces(self) -> int:
@@ -126,6 +129,9 @@ class RGLRU(Mixer):
 
     def cache_values(self, seq_len: float) -> float:
         return self.d_rnn * self.d_conv
+
+    def wide_values(self, seq_len: float) -> float:
+        return self.d_rnn
 
     @property
     def cache_pieces(self) -> int:
