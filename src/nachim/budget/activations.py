@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from nachim.budget.layout import Job, Layout
 from nachim.budget.states import VALUE_BYTES
 from nachim.spec import MoE
+from nachim.spec.activations import Recompute
 from nachim.spec.cost import Layer
 from nachim.spec.model import Block
 
@@ -34,8 +35,8 @@ def tokens_at_once(job: Job, layout: Layout) -> float:
     return layout.micro_batch * job.seq_len / layout.cp
 
 
-def kept(block: Block, job: Job, layout: Layout, kind: str) -> Kept:
-    """What one layer keeps of one micro-batch, by `layout.recompute`.
+def kept(block: Block, job: Job, layout: Layout, kind: str, grade: Recompute | None = None) -> Kept:
+    """What one layer keeps of one micro-batch when `grade` of it, by default `layout.recompute`, is made again.
 
     Without recomputation all that its parts declare; selective recomputation drops what is cheap to make again; full
     recomputation keeps the layer's input alone (arXiv 2205.05198, sec. 4 and 5).
@@ -46,10 +47,11 @@ def kept(block: Block, job: Job, layout: Layout, kind: str) -> Kept:
     whole = tokens * (sum(part[0] for part in parts) + after)
     cheap = tokens * sum(part[1] for part in parts)
     working = tokens * max(part[0] for part in parts) / 2
-    if layout.recompute == "full":
+    grade = grade or layout.recompute
+    if grade == "full":
         start = row_bytes(job, layout) * tokens
         return Kept(start, whole - start, working)
-    if layout.recompute == "selective":
+    if grade == "selective":
         return Kept(whole - cheap, cheap, working)
     return Kept(whole, 0.0, working)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nachim.spec import Decoder, Part
+from nachim.spec.activations import Recompute as Recompute
 
 Optimizer = Literal["adamw", "muon", "adamw8bit", "schedule-free"]
-Recompute = Literal["none", "selective", "full"]
 PipelineSchedule = Literal["gpipe", "1f1b", "interleaved", "zero-bubble"]
 
 

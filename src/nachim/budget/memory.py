@@ -11,6 +11,7 @@ from typing import Literal
 from nachim.budget.activations import CAPACITY, head_bytes, kept, logit_bytes, row_bytes, tokens_at_once
 from nachim.budget.layout import Job, Layout
 from nachim.budget.pipeline import in_flight, stage_blocks
+from nachim.budget.recompute import fullest, grades
 from nachim.budget.states import (
     VALUE_BYTES,
     Held,
@@ -25,6 +26,7 @@ from nachim.budget.states import (
     update_bytes,
 )
 from nachim.spec import MoE
+from nachim.spec.activations import Activations
 from nachim.spec.model import Block
 
 FRAGMENTATION = 0.15
@@ -77,16 +79,19 @@ class _Stage:
     flights: float
 
 
-def memory(job: Job, layout: Layout, kind: Kind = "cuda") -> Memory:
-    """Bytes of `job` laid out as `layout` on devices of `kind`.
+def memory(job: Job, layout: Layout, kind: Kind = "cuda", activations: Activations | None = None) -> Memory:
+    """Bytes of `job` laid out as `layout` on devices of `kind`; `activations` stand in place of the layout's own.
 
     States follow arXiv 1910.02054, activations what the parts declare they keep (arXiv 2205.05198's accounting with a
     kernel that keeps no score matrix), the logits what the fp32 loss of this repository makes. One device frees its
     gradients every step and holds none in the first forward pass; several keep their buffers. What drivers and
-    libraries take beside tensors is not counted. Raises UserError when layers or experts cannot be dealt out.
+    libraries take beside tensors is not counted. Raises UserError when layers or experts cannot be dealt out, or when
+    `activations` ask for what is impossible, or for a pipeline.
     """
     check_experts(job, layout)
-    found = (moment for stage in _stages(job, layout) for moment in _moments(stage, job, layout, kind))
+    if activations is not None and layout.pp > 1:
+        layout.refuse("pp", f"is {layout.pp}; activations of one's own are for a model that is not cut into stages")
+    found = (moment for stage in _stages(job, layout) for moment in _moments(stage, job, layout, kind, activations))
     return max(found, key=_Moment.total).counted()
 
 
@@ -142,7 +147,31 @@ class _Moment:
         )
 
 
-def _moments(stage: _Stage, job: Job, layout: Layout, kind: Kind) -> Iterator[_Moment]:
+@dataclass(frozen=True)
+class _Passed:
+    """Bytes that one micro-batch leaves in a stage's layers: in all, in the fullest one, and, where the backward pass
+    holds most, those that are left and those beside them."""
+
+    stored: float
+    one: float
+    left: float
+    beside: float
+
+
+def _passed(stage: _Stage, job: Job, layout: Layout, kind: Kind, activations: Activations | None) -> _Passed:
+    if activations is None:
+        layers = [(kept(block, job, layout, kind), times) for block, times in stage.blocks.items()]
+        stored = sum(times * layer.stored for layer, times in layers)
+        beside = max(layer.working + layer.remade for layer, _ in layers)
+        return _Passed(stored, max(layer.stored for layer, _ in layers), stored, beside)
+    blocks = job.model.blocks
+    chosen = grades(job, layout, activations, kind, blocks)
+    each = [kept(block, job, layout, kind, grade) for block, grade in zip(blocks, chosen, strict=True)]
+    left, beside = fullest(each, activations.every_blocks)
+    return _Passed(sum(layer.stored for layer in each[:: activations.every_blocks]), each[0].stored, left, beside)
+
+
+def _moments(stage: _Stage, job: Job, layout: Layout, kind: Kind, activations: Activations | None) -> Iterator[_Moment]:
     """The moments between which memory rises and falls steadily: layers free as much as gradients take."""
     held = held_by_stage(job.model, stage.blocks, layout, stage.first, stage.last)
     state, host = offloaded(states(held, job, layout), layout)
@@ -151,18 +180,18 @@ def _moments(stage: _Stage, job: Job, layout: Layout, kind: Kind) -> Iterator[_M
     standing = state.gradients * stays
     traffic = _traffic(stage, held, job, layout)
 
-    layers = [(kept(block, job, layout, kind), times) for block, times in stage.blocks.items()]
-    stored = sum(times * layer.stored for layer, times in layers)
-    one = max(layer.stored for layer, _ in layers)
-    back = max(layer.working + layer.remade for layer, _ in layers) + traffic
-    here, away = _placed(stored * stage.flights, one, layout)
+    passed = _passed(stage, job, layout, kind, activations)
+    back, one = passed.beside + traffic, passed.one
+    offload = kind != "cpu" and (layout.offload if activations is None else activations.offload)
+    here, away = _placed(passed.stored * stage.flights, one, offload)
+    left, _ = _placed(passed.stored * (stage.flights - 1) + passed.left, one, offload)
     if stage.last:
         head = here + head_bytes(job, layout, kind) * stage.flights
         logits = logit_bytes(job, layout, stage.flights)
         yield moment("loss", gradients=standing, activations=head, logits=logits, buffers=traffic, host=host + away)
     table = job.model.vocab_size * job.model.d_model
     of_head = VALUE_BYTES[job.precision] * table * (not stays)
-    yield moment("backward", gradients=standing + of_head, activations=here, buffers=back, host=host + away)
+    yield moment("backward", gradients=standing + of_head, activations=left, buffers=back, host=host + away)
     if layout.devices == 1:
         first = max(held_by_block(block, job.model, 1, 1).total for block in stage.blocks) + table
         for missing, left, beside in ((first, one, back), (0, 0, 0)):
@@ -188,10 +217,10 @@ def _made(held: Held, missing: float, table: float, job: Job, stays: bool) -> tu
     return 0.0, made + gradient_bytes(job) * table * (not missing)
 
 
-def _placed(stored: float, one: float, layout: Layout) -> tuple[float, float]:
+def _placed(stored: float, one: float, offload: bool) -> tuple[float, float]:
     """Bytes of stored activations on the device and in host memory: offloading leaves the layer in work and the one on
-    its way."""
-    if not layout.offload:
+    its way. A CPU has no other memory than its own."""
+    if not offload:
         return stored, 0.0
     here = min(stored, 2 * one)
     return here, stored - here
@@ -213,8 +242,8 @@ def _traffic(stage: _Stage, held: Held, job: Job, layout: Layout) -> float:
     if layout.pp > 1:
         found += 2 * row  # activations one way, gradients the other
     if layout.cp > 1:
-        cache = max(block.mixer.cache_values(tokens) for block in stage.blocks)
-        found += 2 * value * cache / layout.tp  # keys and values in work, and those arriving
+        cache = max(block.mixer.cache_bytes(tokens, value) for block in stage.blocks)
+        found += 2 * cache / layout.tp  # keys and values in work, and those arriving
     if layout.ep > 1:
         rows = max((block.ffn.active for block in stage.blocks if isinstance(block.ffn, MoE)), default=0)
         found += CAPACITY * rows * row  # tokens on their way to their experts

@@ -30,6 +30,7 @@ from nachim.model.depths import block_of
 from nachim.model.frame import Frame
 from nachim.model.mtp import MTPModule, further, loss_of_known
 from nachim.model.position import PositionModule
+from nachim.model.recompute import Passage
 from nachim.model.router import RouterModule
 from nachim.spec import Decoder, UserError
 from nachim.spec.parametrisation import Role
@@ -56,6 +57,8 @@ class DecoderModule(nn.Module):
         if spec.mtp is not None:
             self.mtp = nn.ModuleList(MTPModule(spec) for _ in range(spec.mtp.depth))
         self.routers = [module for module in self.modules() if hasattr(module, "auxiliary")]
+        self.passage: Passage | None = None
+        """How blocks are passed through when gradients are wanted, where not plainly."""
 
     def forward(
         self,
@@ -86,6 +89,8 @@ class DecoderModule(nn.Module):
         """What the last block gives, [B, T, D], before the last norm."""
         frame = _frame(ids_BT, documents_BT, cache, positions)
         x_BTD = self.embed(ids_BT, frame)
+        if cache is None and self.passage is not None and torch.is_grad_enabled():
+            return self.passage.through(self.blocks, x_BTD, frame)
         memories = [None] * len(self.blocks) if cache is None else cache.layers
         for block, memory in zip(self.blocks, memories, strict=True):
             x_BTD = block(x_BTD, frame, memory)
@@ -109,8 +114,11 @@ class DecoderModule(nn.Module):
         if self.spec.mtp is None or not 1 <= depth <= self.spec.mtp.depth:
             raise UserError(f"this decoder has no module that looks {depth} further: its mtp is {self.spec.mtp}")
         frame = _frame(next_BT, documents_BT, cache, positions)
-        memory = None if cache is None else cache.layers[0]
-        return self.mtp[depth - 1](self.normed(x_BTD, depth - 1), self.embed(next_BT, frame), frame, memory)
+        module = self.mtp[depth - 1]
+        x_BTD = module.joined(self.normed(x_BTD, depth - 1), self.embed(next_BT, frame))
+        if cache is None and self.passage is not None and torch.is_grad_enabled():
+            return self.passage.through([module.block], x_BTD, frame, len(self.blocks) + depth - 1)
+        return module.block(x_BTD, frame, None if cache is None else cache.layers[0])
 
     def draft(
         self, x_BTD: Tensor, next_BT: Tensor, cache: Cache | None = None, documents_BT: Tensor | None = None

@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nachim.model.block import Memory
 from nachim.model.build import build
 from nachim.model.depths import block_of
-from nachim.model.frame import Frame
 from nachim.spec import Decoder
 
 NONE = -100
@@ -29,10 +27,9 @@ class MTPModule(nn.Module):
         if spec.residual.last:
             self.norm = build(spec.norm, spec.d_model)
 
-    def forward(self, x_BTD: Tensor, token_BTD: Tensor, frame: Frame, memory: Memory | None = None) -> Tensor:
-        """Stream and embedded tokens, each [B, T, D], to [B, T, D]."""
-        joined_BTD = self.join(torch.cat((self.stream_norm(x_BTD), self.token_norm(token_BTD)), -1))
-        return self.block(joined_BTD, frame, memory)
+    def joined(self, x_BTD: Tensor, token_BTD: Tensor) -> Tensor:
+        """Stream and embedded tokens, each [B, T, D], to what the `block` reads, [B, T, D]."""
+        return self.join(torch.cat((self.stream_norm(x_BTD), self.token_norm(token_BTD)), -1))
 
 
 def further(targets_BT: Tensor, documents_BT: Tensor | None, depth: int) -> tuple[Tensor, Tensor]:
@@ -50,7 +47,7 @@ def further(targets_BT: Tensor, documents_BT: Tensor | None, depth: int) -> tupl
         changes_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
         run_BT = changes_BT.cumsum(1)
         known_BT = known_BT & (run_BT == run_BT[:, (ahead_T + 1).clamp(max=T - 1)])
-    return targets_BT[:, (ahead_T - 1).clamp(max=T - 1)], wanted_BT.masked_fill(~known_BT, NONE)
+    return targets_BT[:, (ahead_T - 1).clamp(max=T - 1)].clamp(min=0), wanted_BT.masked_fill(~known_BT, NONE)
 
 
 def loss_of_known(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
