@@ -229,6 +229,7 @@ HYBRID = Decoder(
     mtp=MTP(depth=2, weight=0.1),
 )
 OTHERS: tuple[Part, ...] = (
+    Data(tokenizer=BPE(vocab_size=300), seq_len=16, packing="best-fit", mask_documents=True),
     SkipStep(sigmas=5.0, window=64, limit=2),
     Stop(),
     OnSpike(),

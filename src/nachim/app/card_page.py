@@ -15,6 +15,8 @@ from nachim.app.page import Html, cards, document, element, figure, flat, folded
 from nachim.spec.disk import write_text
 
 CONFIG = {"displayModeBar": False, "responsive": True}
+HELD_OUT = ("validation_bytes", "near_duplicates")
+"""Fields of a corpus that say nothing to a pipeline."""
 LABELS = 15
 """Values of a label that are shown; the rest is one bar."""
 FLOW = (
@@ -127,7 +129,8 @@ def _origins(told: Mapping[str, Any]) -> Html:
     heads = ("source", "licence", "corpus", "documents read", "MB", "stay", "MB")
     rows = []
     for one, origin in zip(told["origins"], told["pipeline"]["origins"], strict=True):
-        corpus = ", ".join(f"{key}={value}" if key != "part" else str(value) for key, value in origin["corpus"].items())
+        told_of = {key: value for key, value in origin["corpus"].items() if key not in HELD_OUT}
+        corpus = ", ".join(f"{key} {value}" if key != "part" else str(value) for key, value in told_of.items())
         counts = [f"{one[when][what]:,}" if what == "rows" else f"{one[when][what] / 1e6:,.2f}"
                   for when in ("read", "kept") for what in ("rows", "bytes")]  # fmt: skip
         rows.append((one["name"], one["licence"], corpus, *counts))
@@ -209,6 +212,13 @@ def _tokens(told: Mapping[str, Any]) -> Iterator[Html]:
     left = [f"{tokens[f'{kind}_duplicates']['documents']:,} {kind} duplicates" for kind in ("exact", "near")]
     near = f"{tokens['leakage']:.2%} of the validation bytes stand in documents near to train."
     yield element("p", f"Left out before the split: {' and '.join(left)}. {near}", kind="note")
+    packed = tokens["packing"]
+    said = (
+        f"An epoch is {packed['sequences']:,} sequences of {tokens['seq_len']:,} tokens; {packed['documents_cut']:,} "
+        f"of {packed['documents']:,} documents are cut, {packed['padding_tokens']:,} tokens are filling, "
+        f"{packed['tokens_left_out']:,} left out."
+    )
+    yield element("p", said, kind="note")
     yield element("p", "Fingerprint: ", element("code", tokens["fingerprint"]), kind="note")
 
 

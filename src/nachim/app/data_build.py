@@ -17,9 +17,9 @@ from nachim.app.card_page import write_page
 from nachim.app.code import function_in
 from nachim.app.view import TerminalView
 from nachim.data.card import card, write_card
+from nachim.data.pack import Batches
 from nachim.data.pipeline import Built, Pipeline, build
 from nachim.data.prepare import prepare
-from nachim.data.prepared import Prepared
 from nachim.spec import UserError
 
 PAGE = "card.html"
@@ -60,16 +60,16 @@ class Build:
         if not isinstance(pipeline, Pipeline):
             raise UserError(f"{name} in {self.recipe} returned a {type(pipeline).__name__}, not a Pipeline")
         built = build(pipeline, self.out, self.workers or cores(), listen(view))
-        prepared = tokenised(built, self.cache, view)
+        batches = tokenised(built, self.cache, view)
         command = shlex.join(["nachim", *sys.argv[1:]])
-        told = card(built, prepared, command, time.monotonic() - began)
+        told = card(built, batches, command, time.monotonic() - began)
         write_card(told, self.out)
         write_page(self.out / PAGE, told)
         return told, said(told, self.out)
 
 
-def tokenised(built: Built, cache: Path, view: TerminalView) -> Prepared | None:
-    """The tokens of what was built, if its pipeline asks for them; DIR/data.json is what a run takes for its `data`."""
+def tokenised(built: Built, cache: Path, view: TerminalView) -> Batches | None:
+    """The sequences of what was built, if its pipeline asks for tokens; a run takes DIR/data.json for its `data`."""
     data = built.data
     path = built.out / "data.json"
     if data is None:
@@ -77,7 +77,7 @@ def tokenised(built: Built, cache: Path, view: TerminalView) -> Prepared | None:
         return None
     prepared = prepare(data, cache, listen(view))
     replace(data, fingerprint_of_tokens=prepared.fingerprint).save(path)
-    return prepared
+    return Batches(prepared, data)
 
 
 def listen(view: TerminalView) -> Any:

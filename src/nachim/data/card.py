@@ -8,16 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nachim
+from nachim.data.pack import Batches
 from nachim.data.pipeline import Built
-from nachim.data.prepared import Prepared
 from nachim.spec.disk import write_text
 
 CARD = "card.json"
 LIBRARIES = ("numpy", "pyarrow", "tokenizers")
 
 
-def card(built: Built, prepared: Prepared | None, command: str, seconds: float) -> dict[str, Any]:
+def card(built: Built, batches: Batches | None, command: str, seconds: float) -> dict[str, Any]:
     """Everything about a build as plain JSON: the ledger, the tokens, the command, versions, and the seconds it took.
 
     `made` counts the shards that had to be made: 0 for a stage whose result was there already.
@@ -28,10 +27,10 @@ def card(built: Built, prepared: Prepared | None, command: str, seconds: float) 
     return {
         "title": built.pipeline.title,
         **told,
-        "tokens": _tokens(prepared) if prepared else None,
+        "tokens": _tokens(batches) if batches else None,
         "command": command,
         "seconds": round(seconds, 2),
-        "versions": {"nachim": nachim.__version__, "python": platform.python_version()}
+        "versions": {"nachim": version("nachim"), "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
     }
 
@@ -41,6 +40,8 @@ def write_card(told: dict[str, Any], out: Path) -> None:
     write_text(out / CARD, json.dumps(told, indent=1) + "\n")
 
 
-def _tokens(prepared: Prepared) -> dict[str, Any]:
+def _tokens(batches: Batches) -> dict[str, Any]:
+    prepared = batches.prepared
     names = ("train", "validation", "exact_duplicates", "near_duplicates", "leakage")
-    return {"fingerprint": prepared.fingerprint, **{name: prepared.manifest[name] for name in names}}
+    told = {"fingerprint": prepared.fingerprint, **{name: prepared.manifest[name] for name in names}}
+    return {**told, "seq_len": batches.seq_len, "packing": batches.packing()}

@@ -114,6 +114,11 @@ class Mixed:
         return next(iter(self.sources.values())).prepared.folder / TOKENIZER
 
     @property
+    def end(self) -> int:
+        """The end-of-text token, which every document ends in."""
+        return next(iter(self.sources.values())).end
+
+    @property
     def last_shares(self) -> dict[str, float]:
         """The share of each corpus where the run ends."""
         weights = self.turns.weights[-1]

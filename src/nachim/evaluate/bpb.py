@@ -16,10 +16,14 @@ ROWS = 16
 
 @dataclass(frozen=True)
 class Windows:
-    """Fixed validation sequences: `ids` int64 [N, T + 1], and the bytes of raw text their N * T targets stand for."""
+    """Fixed validation sequences: `ids` int64 [N, T + 1], and the bytes of raw text their N * T targets stand for.
+
+    With `end`, the end-of-text token, no token sees another document than its own.
+    """
 
     ids: np.ndarray
     target_bytes: int
+    end: int | None = None
 
 
 def measure(model: nn.Module, windows: Windows) -> dict[str, float]:
@@ -32,10 +36,16 @@ def measure(model: nn.Module, windows: Windows) -> dict[str, float]:
     with torch.inference_mode():
         for start in range(0, len(windows.ids), ROWS):
             x_BT = torch.from_numpy(windows.ids[start : start + ROWS]).to(device)
-            logits = model(x_BT[:, :-1]).flatten(0, 1).float()
+            apart = () if windows.end is None else (documents_in(x_BT[:, :-1], windows.end),)
+            logits = model(x_BT[:, :-1], *apart).flatten(0, 1).float()
             nats += F.cross_entropy(logits, x_BT[:, 1:].flatten(), reduction="sum").item()
             targets += x_BT[:, 1:].numel()
     return {"loss": nats / targets, "bpb": nats / math.log(2) / windows.target_bytes}
+
+
+def documents_in(ids_BT: torch.Tensor, end: int) -> torch.Tensor:
+    """The document of each token [B, T]; an end-of-text token is of the next one, whose first token it predicts."""
+    return (ids_BT == end).cumsum(1)
 
 
 def measure_each(model: nn.Module, windows: Mapping[str, Windows], shares: Mapping[str, float]) -> dict[str, float]:

@@ -200,7 +200,7 @@ def next_token_loss(model: nn.Module, x_BT: Tensor) -> Tensor:
 
 
 def loss_of(data: Data, end: int) -> LossFn:
-    """The loss of a run on `data`, whose documents end in the token `end`: `next_token_loss`, or one that heeds them."""
+    """The loss of a run on `data`, whose documents end in the token `end`: plain, or one that minds documents."""
     if data.packing == "stream" and not data.mask_documents:
         return next_token_loss
 

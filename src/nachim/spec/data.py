@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from nachim.spec.part import Part
+from nachim.spec.part import Part, later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +136,8 @@ class TokenizerFile(Part):
 class Data(Part):
     """Packed sequences of `seq_len` tokens, in an order that is a pure function of (`seed`, index).
 
+    Packing is a stream of all documents, cut at every `seq_len` tokens, or the best fit of whole documents, of which
+    only longer ones are cut (arXiv 2404.10830). With `mask_documents` no token sees another document than its own.
     `fingerprint_of_tokens` is empty until the corpus is prepared; a run that carries it refuses any other tokens.
     """
 
@@ -143,6 +146,8 @@ class Data(Part):
     seq_len: int
     seed: int = 0
     fingerprint_of_tokens: str = ""
+    packing: Literal["stream", "best-fit"] = later("stream")
+    mask_documents: bool = later(False)
 
     def check(self) -> None:
         self.require_positive("seq_len")
