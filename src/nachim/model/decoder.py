@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nachim.model import (  # noqa: F401 - each registers the modules of its parts
@@ -28,7 +27,8 @@ from nachim.model.build import build
 from nachim.model.cache import Cache
 from nachim.model.depths import block_of
 from nachim.model.frame import Frame
-from nachim.model.mtp import MTPModule, further, loss_of_known
+from nachim.model.loss import capped, head_loss
+from nachim.model.mtp import MTPModule, further
 from nachim.model.position import PositionModule
 from nachim.model.recompute import Passage
 from nachim.model.router import RouterModule
@@ -144,12 +144,19 @@ class DecoderModule(nn.Module):
             return x_BTD
         return self.mtp[depth - 1].norm(x_BTD) if depth else self.norm(x_BTD)
 
+    def read(self, x_BTD: Tensor, depth: int = 0) -> Tensor:
+        """What the head reads of the decoder's stream, or of that of module `depth`, [B, T, D]: normed and scaled."""
+        x_BTD = self.normed(x_BTD, depth)
+        return x_BTD if self.output == 1 else x_BTD * self.output
+
     def logits(self, x_BTD: Tensor, depth: int = 0) -> Tensor:
         """Logits [B, T, V] of the decoder's stream, or of that of module `depth`: last norm, head, cap."""
-        x_BTD = self.normed(x_BTD, depth)
-        logits_BTV = self.head(x_BTD if self.output == 1 else x_BTD * self.output)
-        cap = self.spec.logit_cap
-        return logits_BTV if cap is None else cap * torch.tanh(logits_BTV / cap)
+        return capped(self.head(self.read(x_BTD, depth)), self.spec.logit_cap)
+
+    def stream_loss(self, x_BTD: Tensor, targets_BT: Tensor, depth: int = 0) -> Tensor:
+        """Mean cross-entropy, nat/token in fp32, of the logits of a stream: as they say, but not all made at once."""
+        x_ND = self.read(x_BTD, depth).flatten(0, 1)
+        return head_loss(x_ND, self.head.weight, targets_BT.flatten(), self.spec.logit_cap)
 
     def loss(self, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Mean cross-entropy, nat/token, computed in fp32.
@@ -158,7 +165,7 @@ class DecoderModule(nn.Module):
         even (`auxiliary`); its value is not, so that it compares with that of models without them.
         """
         x_BTD = self.stream(ids_BT, documents_BT)
-        loss = F.cross_entropy(self.logits(x_BTD).flatten(0, 1).float(), targets_BT.flatten())
+        loss = self.stream_loss(x_BTD, targets_BT)
         if self.spec.mtp is not None:
             beside = self.further_loss(x_BTD, targets_BT, documents_BT)
             loss = loss + (beside - beside.detach())
@@ -174,7 +181,7 @@ class DecoderModule(nn.Module):
         for depth in range(1, self.spec.mtp.depth + 1):
             next_BT, wanted_BT = further(targets_BT, documents_BT, depth)
             x_BTD = self.ahead(x_BTD, next_BT, documents_BT, depth=depth)
-            beside = beside + loss_of_known(self.logits(x_BTD, depth), wanted_BT)
+            beside = beside + self.stream_loss(x_BTD, wanted_BT, depth)
         return self.spec.mtp.weight / self.spec.mtp.depth * beside
 
     def after_step(self) -> dict[str, float]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nachim.model.build import build
 from nachim.model.depths import block_of
+from nachim.model.loss import NONE
 from nachim.spec import Decoder
-
-NONE = -100
-"""The target of a token that has none: cross-entropy leaves it out."""
 
 
 class MTPModule(nn.Module):
@@ -48,10 +45,3 @@ def further(targets_BT: Tensor, documents_BT: Tensor | None, depth: int) -> tupl
         run_BT = changes_BT.cumsum(1)
         known_BT = known_BT & (run_BT == run_BT[:, (ahead_T + 1).clamp(max=T - 1)])
     return targets_BT[:, (ahead_T - 1).clamp(max=T - 1)].clamp(min=0), wanted_BT.masked_fill(~known_BT, NONE)
-
-
-def loss_of_known(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Mean cross-entropy in fp32 over the targets that are not `NONE`; 0 where all are."""
-    logits, targets = logits_BTV.flatten(0, 1).float(), targets_BT.flatten()
-    nats = F.cross_entropy(logits, targets, ignore_index=NONE, reduction="sum")
-    return nats / (targets != NONE).sum().clamp(min=1)
