@@ -10,6 +10,7 @@ from typing import Any
 
 from nachim.data.ledger import Ledger
 from nachim.data.read import Report
+from nachim.data.remote import stamp
 from nachim.data.rows import pieces_of, rows_in, rows_of
 from nachim.data.shards import SUFFIX, Shard, digest, done, write_shard
 from nachim.data.source import Source, open_source
@@ -121,17 +122,17 @@ def _readings(number: int, origin: Origin, folder: Path, shard_bytes: int) -> It
     source = open_source(origin.corpus)
     told = json.dumps({**origin.to_json(), "licence": ""}, sort_keys=True)
     for count, files in enumerate(_groups(source, shard_bytes)):
-        names = tuple(Path(path).relative_to(source.base).as_posix() for path, _, _ in files)
+        names = tuple(path.relative_to(source.base).as_posix() for path, _, _ in files)
         stamps = [[name, size, time] for name, (_, size, time) in zip(names, files, strict=True)]
         key = digest(VERSION, told, stamps, source.pieces, shard_bytes)
         target = folder / f"{number:02}-{count:05}.json"
         yield Read(told, source.base, target, key, names, source.pieces, shard_bytes)
 
 
-def _groups(source: Source, shard_bytes: int) -> Iterator[list[tuple[str, int, int]]]:
-    held: list[tuple[str, int, int]] = []
-    for entry in source.listing():
-        held.append(entry)
+def _groups(source: Source, shard_bytes: int) -> Iterator[list[tuple[Path, int, int]]]:
+    held: list[tuple[Path, int, int]] = []
+    for path in source.files:
+        held.append((path, *stamp(path)))
         if sum(size for _, size, _ in held) >= shard_bytes:
             yield held
             held = []

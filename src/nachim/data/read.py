@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +27,9 @@ BROKEN_LINE = "broken JSON line"
 NOT_OBJECT = "JSON line that is not an object"
 NO_COLUMN = "JSON line without the text column"
 UNREADABLE = "unreadable file"
+LONGEST = 1 << 26
+"""Bytes that a line or a text may have: what is longer is no document, and must not fill the memory."""
+TOO_LONG = f"longer than {LONGEST >> 20} MiB"
 
 
 @dataclass
@@ -53,8 +59,15 @@ class Report:
 
 def read_text(path: Path, name: str, report: Report) -> Iterator[bytes]:
     """The whole file as one document. `name` is what the report calls it."""
-    for raw in _content(path, name, report):
-        yield from _document(raw, name, report)
+    try:
+        if path.stat().st_size > LONGEST:
+            report.skip(TOO_LONG, name)
+            return
+        raw = path.read_bytes()
+    except OSError as error:
+        report.skip(UNREADABLE, f"{name}: {error.strerror or first_line(error)}")
+        return
+    yield from _document(raw, name, report)
 
 
 def read_pieces(path: Path, name: str, report: Report) -> Iterator[bytes]:
@@ -62,12 +75,18 @@ def read_pieces(path: Path, name: str, report: Report) -> Iterator[bytes]:
 
     A corpus that is a single document could not be split into train and validation.
     """
-    for raw in _content(path, name, report):
-        start = 0
-        while start < len(raw):
-            end = _cut(raw, start + PIECE_BYTES)
-            yield from _document(raw[start:end], f"{name}, byte {start}", report)
-            start = end
+    try:
+        with path.open("rb") as file, _mapped(file) as raw:
+            start, size = 0, len(raw)
+            while start < size:
+                end, where = _cut(raw, start + PIECE_BYTES), f"{name}, byte {start}"
+                if end - start > LONGEST:
+                    report.skip(TOO_LONG, where)
+                else:
+                    yield from _document(raw[start:end], where, report)
+                start = end
+    except OSError as error:
+        report.skip(UNREADABLE, f"{name}: {error.strerror or first_line(error)}")
 
 
 def read_json_lines(path: Path, name: str, column: str, report: Report) -> Iterator[bytes]:
@@ -95,7 +114,7 @@ def read_json_lines(path: Path, name: str, column: str, report: Report) -> Itera
 def read_parquet(path: Path, name: str, column: str, report: Report) -> Iterator[bytes]:
     """The text column of each row, read batch by batch. Raises UserError when the schema lacks the column."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(arrow_source(path)) as file:
             known = file.schema_arrow.names
             if column not in known:
                 raise UserError(f"{path} has no text column {column!r}{nearest(column, known)}")
@@ -159,26 +178,45 @@ def row_of(line: bytes) -> dict[str, object]:
     return row
 
 
-def _content(path: Path, name: str, report: Report) -> Iterator[bytes]:
+def _mapped(file: IO[bytes]) -> Any:
+    """The bytes of an open file, mapped where it is one of this machine's and has any."""
     try:
-        yield path.read_bytes()
-    except OSError as error:
-        report.skip(UNREADABLE, f"{name}: {error.strerror}")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):
+        return contextlib.nullcontext(file.read())
 
 
 def lines(path: Path, name: str, report: Report) -> Iterator[tuple[str, bytes]]:
-    """Place and bytes of every line that is not blank; a file that ends in damage is reported, and ends there."""
+    """Place and bytes of every line that is not blank; a file that ends in damage is reported, and ends there.
+
+    A line that is too long is passed over piece by piece.
+    """
     number = 0
     try:
-        with pa.input_stream(str(path), compression="detect") as stream:
-            for number, line in enumerate(io.BufferedReader(stream), start=1):
-                if line.strip():
+        with pa.input_stream(arrow_source(path), compression=_compression(path.name)) as stream:
+            reader = io.BufferedReader(stream)
+            while line := reader.readline(LONGEST + 1):
+                number += 1
+                if len(line) > LONGEST:
+                    report.skip(TOO_LONG, f"{name}, line {number}")
+                    while line and not line.endswith(b"\n"):
+                        line = reader.readline(LONGEST)
+                elif line.strip():
                     yield f"{name}, line {number}", line
     except (OSError, pa.ArrowException) as error:
         report.skip(UNREADABLE, f"{name}, after line {number}: {first_line(error)}")
 
 
-def _cut(raw: bytes, at: int) -> int:
+def arrow_source(path: Path) -> Any:
+    """What Arrow reads a file from: its name on this machine, an open file elsewhere."""
+    return str(path) if isinstance(path, Path) else path.open("rb")
+
+
+def _compression(name: str) -> str | None:
+    return "gzip" if name.endswith(".gz") else "zstd" if name.endswith(".zst") else None
+
+
+def _cut(raw: Any, at: int) -> int:
     for end_of in (b"\n\n", b"\n"):
         found = raw.find(end_of, at, at + PIECE_BYTES)
         if found >= 0:

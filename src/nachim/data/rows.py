@@ -16,6 +16,7 @@ from nachim.data.read import (
     UNREADABLE,
     Report,
     Unfit,
+    arrow_source,
     first_line,
     lines,
     read_pieces,
@@ -24,6 +25,7 @@ from nachim.data.read import (
     text_of,
 )
 from nachim.data.stage import Row
+from nachim.data.warc import WARC, read_warc
 from nachim.spec.error import UserError, nearest
 
 NUL = "holds NUL bytes"
@@ -38,6 +40,8 @@ def rows_of(path: Path, name: str, text: str, columns: Sequence[str], report: Re
         return _json_lines(path, name, text, columns, report)
     if path.name.endswith(PARQUET):
         return _parquet(path, name, text, columns, report)
+    if path.name.endswith(WARC):
+        return _pages(path, name, report)
     return ({"id": name, "text": raw.decode()} for raw in _without_nul(read_text(path, name, report), name, report))
 
 
@@ -62,6 +66,12 @@ def rows_in(tables: Iterable[pa.RecordBatch | pa.Table], name: str, text: str, r
             number += 1
 
 
+def _pages(path: Path, name: str, report: Report) -> Iterator[Row]:
+    for page in read_warc(path, name, report):
+        for text in _without_nul([page.text], page.id, report):
+            yield {"id": page.id, "text": text.decode(), "url": page.url}
+
+
 def _json_lines(path: Path, name: str, text: str, columns: Sequence[str], report: Report) -> Iterator[Row]:
     seen, found = set[str](), False
     for place, line in lines(path, name, report):
@@ -82,7 +92,7 @@ def _json_lines(path: Path, name: str, text: str, columns: Sequence[str], report
 
 def _parquet(path: Path, name: str, text: str, columns: Sequence[str], report: Report) -> Iterator[Row]:
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(arrow_source(path)) as file:
             known = file.schema_arrow.names
             if text not in known:
                 raise UserError(f"{path} has no text column {text!r}{nearest(text, known)}")

@@ -21,6 +21,8 @@ from nachim.data.read import (
     read_tables,
     read_text,
 )
+from nachim.data.remote import listed, remote, stamp
+from nachim.data.warc import WARC, read_warc
 from nachim.spec.data import Corpus, Files, HuggingFace, Stdlib
 from nachim.spec.error import UserError, nearest
 
@@ -53,8 +55,7 @@ class Source:
 
     def listing(self) -> list[tuple[str, int, int]]:
         """Path, size and modification time of every file: as long as it stays, so do the documents."""
-        stats = [(path, path.stat()) for path in self.files]
-        return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        return [(str(path), *stamp(path)) for path in self.files]
 
 
 @functools.singledispatch
@@ -78,13 +79,13 @@ def _stdlib(corpus: Stdlib) -> Source:
 
 @open_source.register
 def _files(corpus: Files) -> Source:
-    root = Path(corpus.path).expanduser()
+    root = remote(corpus.path) if "://" in corpus.path else Path(corpus.path).expanduser()
     if not root.exists():
         raise UserError(f"Files.path: no such file or folder: {root}")
-    files = [root] if root.is_file() else _walk(root)
+    files = [root] if root.is_file() else listed(root) if "://" in corpus.path else _walk(root, follow=True)
     if not files:
         raise UserError(f"Files.path: no file in {root}")
-    if len(files) == 1 and not files[0].name.endswith(JSON_LINES + PARQUET):
+    if len(files) == 1 and not files[0].name.endswith(JSON_LINES + PARQUET + WARC):
         read = functools.partial(read_pieces, files[0], root.name)
         return Source(str(root), (files[0],), read, files[0].parent, pieces=True)
     base = root.parent if root.is_file() else root
@@ -125,13 +126,22 @@ def _load_hugging_face(corpus: HuggingFace) -> Any:
         raise UserError(f"cannot load the Hugging Face data set {corpus.name!r}: {reason}") from error
 
 
-def _walk(root: Path, without: Iterable[str] = ()) -> list[Path]:
-    """The files under `root` by relative path; hidden ones, and the folders `without`, are passed over."""
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in without and not name.startswith(".")]
+def _walk(root: Path, without: Iterable[str] = (), follow: bool = False) -> list[Path]:
+    """The files under `root` by relative path; hidden ones, and the folders `without`, are passed over.
+
+    With `follow` links lead on, to every folder once; a link that leads nowhere is listed, for reading it to say so.
+    """
+    found, seen = [], set[str]()
+    for folder, folders, names in os.walk(root, followlinks=follow):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name not in without and not name.startswith("."))
         found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted((path for path in found if path.is_file()), key=lambda p: p.relative_to(root).as_posix())
+    files = (path for path in found if path.is_file() or (follow and path.is_symlink() and not path.exists()))
+    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _read_files(files: Iterable[Path], root: Path, column: str, report: Report) -> Iterator[bytes]:
@@ -141,5 +151,7 @@ def _read_files(files: Iterable[Path], root: Path, column: str, report: Report) 
             yield from read_json_lines(path, name, column, report)
         elif path.name.endswith(PARQUET):
             yield from read_parquet(path, name, column, report)
+        elif path.name.endswith(WARC):
+            yield from (page.text for page in read_warc(path, name, report))
         else:
             yield from read_text(path, name, report)
