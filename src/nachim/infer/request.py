@@ -11,8 +11,9 @@ from torch import Tensor
 
 from nachim.spec import UserError
 
-FinishReason = Literal["stop", "length", "abort"]
-"""Why a sample ended: by a stop or the end-of-text token, by its limit of tokens, or because it was told to."""
+FinishReason = Literal["stop", "length", "abort", "error"]
+"""Why a sample ended: by a stop or the end-of-text token, by its limit of tokens, because it was told to, or because no
+token could follow: its logits are not finite, or its constraint allows none."""
 
 LARGEST_BIAS = 100.0
 """Of a logit, either way: what the OpenAI interface allows; with it a token is as good as certain, or forbidden."""

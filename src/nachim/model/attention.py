@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nachim.model.attend import Rule, attend
 from nachim.model.block import Memory
 from nachim.model.build import build
+from nachim.model.cache import Apart
 from nachim.model.frame import Frame
 from nachim.model.norm import rms_norm
 from nachim.model.position import PositionModule
@@ -42,10 +43,17 @@ class AttentionModule(nn.Module):
         if part.qk_norm:
             q_BHTE, k_BKTE = self._normed(self.q_norm, q_BHTE), self._normed(self.k_norm, k_BKTE)
         q_BHTE, k_BKTE = position.turn(q_BHTE, frame), position.turn(k_BKTE, frame)
-        if memory is not None:
-            k_BKTE, v_BKTE = remember(memory, k_BKTE, v_BKTE, part.window)
         rule = Rule(part.window, self.scale, part.softcap)
-        y_BHTE = attend(q_BHTE, k_BKTE, v_BKTE, frame, position, rule, self.sinks)
+
+        def mix(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, frame: Frame) -> Tensor:
+            return attend(q_BHTE, k_BKSE, v_BKSE, frame, position, rule, self.sinks)
+
+        if isinstance(memory, Apart):
+            y_BHTE = memory.mixed(mix, q_BHTE, {"key": k_BKTE, "value": v_BKTE})
+        else:
+            if memory is not None:
+                k_BKTE, v_BKTE = remember(memory, k_BKTE, v_BKTE, part.window)
+            y_BHTE = mix(q_BHTE, k_BKTE, v_BKTE, frame)
         return self.out(y_BHTE.transpose(1, 2).reshape(B, T, -1))
 
     def _normed(self, norm: nn.Module, x_BHTE: Tensor) -> Tensor:

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from nachim.model.frame import Frame
 from nachim.spec import UserError
+
+Mix = Callable[..., Tensor]
+"""Queries [B, H, T, E], then what is remembered by its names, then a frame, to what the tokens get [B, H, T, E]."""
+
+
+class Apart(dict[str, Tensor]):
+    """A layer's memory of sequences that differ in length, one new token each: what mixes tokens is called for each.
+
+    Whatever works on tokens one by one works on all of them at once, as on any batch.
+    """
+
+    def mixed(self, mix: Mix, q_BHTE: Tensor, new: dict[str, Tensor]) -> Tensor:
+        """Remember what is `new` of each sequence, and give `mix(queries, all that it remembers, its frame)` of each."""
+        raise NotImplementedError
 
 
 class Cache:

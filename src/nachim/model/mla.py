@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from nachim.model.attend import Rule, attend
 from nachim.model.block import Memory
 from nachim.model.build import build
+from nachim.model.cache import Apart
 from nachim.model.frame import Frame
 from nachim.model.norm import rms_norm
 from nachim.model.position import PositionModule
@@ -42,13 +45,20 @@ class MLAModule(nn.Module):
     def forward(self, x_BTD: Tensor, frame: Frame, position: PositionModule, memory: Memory | None = None) -> Tensor:
         """[B, T, D] to [B, T, D], each token seeing those the frame allows it; `memory` keeps the latents [B, S, C]."""
         q_BHTE, latent_BSC = self.queries(x_BTD, frame, position), self.latents(x_BTD, frame, position)
-        if memory is not None:
-            if memory:
-                latent_BSC = torch.cat((memory["latent"], latent_BSC), 1)
-            memory["latent"] = latent_BSC
-        mix = self.absorbed if self.absorbs(frame) else self.rebuilt
-        y_BHTE = mix(q_BHTE, latent_BSC, frame, position)
+        if isinstance(memory, Apart):
+            y_BHTE = memory.mixed(functools.partial(self.mix, position), q_BHTE, {"latent": latent_BSC})
+        else:
+            if memory is not None:
+                if memory:
+                    latent_BSC = torch.cat((memory["latent"], latent_BSC), 1)
+                memory["latent"] = latent_BSC
+            y_BHTE = self.mix(position, q_BHTE, latent_BSC, frame)
         return self.out(y_BHTE.transpose(1, 2).flatten(2))
+
+    def mix(self, position: PositionModule, q_BHTE: Tensor, latent_BSC: Tensor, frame: Frame) -> Tensor:
+        """[B, H, T, d_value]: what each new token takes from all the latents it may meet."""
+        form = self.absorbed if self.absorbs(frame) else self.rebuilt
+        return form(q_BHTE, latent_BSC, frame, position)
 
     def absorbs(self, frame: Frame) -> bool:
         """Whether the absorbed form takes fewer FLOP for the new tokens: always when they come one by one.

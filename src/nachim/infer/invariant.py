@@ -1,0 +1,138 @@
+"""Kernels whose result for a row does not depend on the rows beside it.
+
+Matrix products are what differs: MKL picks one form for 1 row, another for 2 to 15 and a third from 16 on, each with
+its own order of adding. oneDNN's on weights packed beforehand gives, measured on every shape at start (`steady`), the
+same bits for any number of rows from 2 on, and is faster than MKL's for a few; where that does not hold, rows are given
+to the product `TILE` at a time, always. Elementwise functions differ too: torch computes them in vectors of 32 values
+and what is left over one by one, with another exponential. Here there is nothing left over.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+TILE = 16
+"""Rows of a product that is not steady by itself."""
+FEWEST = 2
+"""Rows of a packed product: with one it may be another kernel."""
+TRIED = (2, 3, 8, 15, 16, 17, 33, 64)
+"""Numbers of rows that must agree bit for bit before a packed product counts as steady."""
+VALUES, PIECE = 32, 1 << 15
+"""Values an elementwise kernel takes at once, and how many one thread takes alone."""
+CURVED = (
+    F.silu,
+    F.gelu,
+    F.softplus,
+    F.logsigmoid,
+    torch.exp,
+    torch.tanh,
+    torch.sigmoid,
+    torch.log1p,
+    torch.sin,
+    torch.cos,
+    Tensor.exp,
+    Tensor.tanh,
+    Tensor.sigmoid,
+    Tensor.sin,
+    Tensor.cos,
+)
+"""Functions of single values that are computed by other formulas in vectors than alone."""
+
+
+class Linears:
+    """`F.linear` on packed weights. Each weight is packed when it is first met; biases are added by the kernel."""
+
+    def __init__(self) -> None:
+        self.packed: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor | None]] = {}
+        self.known: dict[tuple[tuple[int, ...], torch.dtype], bool] = {}
+
+    def pack(self, weight: Tensor) -> None:
+        """Pack a weight that will stay."""
+        ready = None
+        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and self.steady(weight):
+            ready = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.packed[_key(weight)] = (weight, ready)
+
+    def steady(self, weight: Tensor) -> bool:
+        """Whether packed products by weights of this shape give rows the same bits however many they are."""
+        key = (tuple(weight.shape), weight.dtype)
+        if key not in self.known:
+            generator = torch.Generator().manual_seed(0)
+            made = torch.randn(weight.shape, generator=generator).to(weight.dtype)
+            x_RD = torch.randn(max(TRIED), weight.shape[1], generator=generator).to(weight.dtype)
+            packed = torch.ops.mkldnn._reorder_linear_weight(made)
+            whole = _multiply(x_RD, packed, None)
+            self.known[key] = all(torch.equal(_multiply(x_RD[-n:], packed, None), whole[-n:]) for n in TRIED)
+        return self.known[key]
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[..., in] to [..., out], each row as if it were alone."""
+        held = self.packed.get(_key(weight))
+        x_RD = x.reshape(-1, x.shape[-1])
+        rows = len(x_RD)
+        if held is None or held[1] is None:
+            return tiled(x_RD, weight, bias).view(*x.shape[:-1], -1)
+        if rows < FEWEST:
+            x_RD = F.pad(x_RD, (0, 0, 0, FEWEST - rows))
+        return _multiply(x_RD, held[1], bias)[:rows].view(*x.shape[:-1], -1)
+
+
+def _key(weight: Tensor) -> tuple[int, tuple[int, ...]]:
+    return weight.data_ptr(), tuple(weight.shape)
+
+
+def _multiply(x_RD: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x_RD.contiguous(), packed, bias, "none", [], "")
+
+
+def tiled(x_RD: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product, `TILE` rows at a time, the last ones filled up with zeros."""
+    rows = len(x_RD)
+    padded_RD = F.pad(x_RD, (0, 0, 0, -rows % TILE))
+    return torch.cat([F.linear(tile, weight, bias) for tile in padded_RD.split(TILE)])[:rows]
+
+
+def even(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """An elementwise function in whole vectors only, and in pieces that one thread takes."""
+    if "out" in kwargs:
+        return kwargs.pop("out").copy_(even(function, x, *args, **kwargs))
+    flat = x.reshape(-1)
+    if x.device.type != "cpu" or (flat.numel() % VALUES == 0 and flat.numel() <= PIECE and x.is_contiguous()):
+        return function(x, *args, **kwargs)
+    padded = F.pad(flat, (0, -flat.numel() % VALUES))
+    done = torch.cat([function(piece, *args, **kwargs) for piece in padded.split(PIECE)])
+    return done[: flat.numel()].view(x.shape)
+
+
+class Invariant(TorchFunctionMode):
+    """Within it, linear layers are those of this file, and elementwise functions where they are `curved`."""
+
+    def __init__(self, linears: Linears, curved: bool) -> None:
+        super().__init__()
+        self.forms: dict[Any, Callable[..., Any]] = {F.linear: linears}
+        if curved:
+            self.forms |= {curve: functools.partial(even, curve) for curve in CURVED}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        form = self.forms.get(function, function)
+        return form(*args, **kwargs) if kwargs else form(*args)
+
+
+def packed(model: nn.Module) -> Linears:
+    """The linear layers of a model, packed: their weights stand in memory twice."""
+    linears = Linears()
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.Linear):
+            linears.pack(weight)
+        elif isinstance(weight, Tensor) and weight.ndim == 3:  # a stack of experts' matrices
+            for matrix in weight.unbind(0):
+                linears.pack(matrix)
+    return linears

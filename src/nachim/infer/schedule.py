@@ -1,0 +1,204 @@
+"""What the next pass reads: continuous batching under a budget of tokens. Numbers only, and no clock.
+
+Every pass first reads one token (and its drafts) of each sequence that is generating, then blocks of prompts, in
+chunks, while the budget lasts. Who finds no page takes those of the sequence served last, which begins again.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nachim.infer.pages import GONE, Pages
+from nachim.infer.prefix import Group, Prefixes
+from nachim.infer.sequence import Sequence
+
+
+@dataclass
+class Plan:
+    """Tokens [begin, end) of sequences to read: blocks of prompts alone, others as rows of one batch.
+
+    `copies` are pages (group, from, to) to be copied first.
+    """
+
+    blocks: list[tuple[Sequence, int, int]] = field(default_factory=list)
+    rows: list[tuple[Sequence, int, int]] = field(default_factory=list)
+    copies: list[tuple[Group, int, int]] = field(default_factory=list)
+
+
+class Scheduler:
+    """Sequences waiting and running, and their pages. `patience` passes make up for one step of priority."""
+
+    def __init__(
+        self,
+        pools: Mapping[Group, Pages],
+        page: int,
+        block: int,
+        budget: int,
+        most: int,
+        patience: int = 1024,
+        kept: int | None = None,
+    ) -> None:
+        self.pools, self.page, self.block = pools, page, block
+        self.budget, self.most, self.patience = budget, most, patience
+        self.prefixes = Prefixes(pools, block, kept)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.passes = self.preempted = self.arrived = 0
+
+    def rank(self, priority: int) -> tuple[int, int, int]:
+        """The rank of a sequence that arrives now: a later one of higher priority overtakes it for a while only."""
+        self.arrived += 1
+        return (priority * self.patience + self.passes, self.arrived, 0)
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for its turn."""
+        insort(self.waiting, sequence, key=lambda held: held.rank)
+
+    def run(self, sequence: Sequence) -> None:
+        """Let a sequence that holds pages run at once: a fork."""
+        insort(self.running, sequence, key=lambda held: held.rank)
+
+    def remove(self, sequence: Sequence) -> None:
+        """End a sequence; its pages are free."""
+        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        self._release(sequence)
+
+    def plan(self) -> Plan:
+        """What to read now; pages for it are taken."""
+        self.passes += 1
+        plan, left = Plan(), self.budget
+        for sequence in [held for held in self.running if not held.prefilling]:
+            end = min(len(sequence.tokens) + len(sequence.drafts), sequence.computed + max(1, left))
+            if sequence in self.running and self._reserve(sequence, end, plan):
+                plan.rows.append((sequence, sequence.computed, end))
+                left -= end - sequence.computed
+        for sequence in list(self.running):
+            if sequence in self.running and sequence.prefilling:
+                left = self._prefill(sequence, left, plan)
+        while self.waiting and left > 0 and self._admit(sequence := self.waiting[0]):
+            left = self._prefill(sequence, left, plan)
+        return plan
+
+    def _prefill(self, sequence: Sequence, left: int, plan: Plan) -> int:
+        """Plan blocks of its prompt while the budget lasts, one in any case where nothing else is read."""
+        begin = sequence.computed
+        while begin < sequence.n_prompt:
+            end = min(begin + self.block, sequence.n_prompt)
+            nothing = not (plan.rows or plan.blocks)
+            if (end - begin > left and not nothing) or not self._reserve(sequence, end, plan):
+                break
+            plan.blocks.append((sequence, begin, end))
+            left -= end - begin
+            begin = end
+        return left
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Begin a sequence if its prompt fits beside those running; what is kept of its beginning is its own now."""
+        if self.running and len(self.running) + sequence.width > self.most:
+            return False
+        run = self.prefixes.match(sequence.keys[: (sequence.n_prompt - 1) // self.block], self.page)
+        sequence.tables = {
+            group: [page if page == GONE else pool.share(page) for block in run for page in block.pages[group]]
+            for group, pool in self.pools.items()
+        }
+        sequence.computed = len(run) * self.block
+        sequence.states = run[-1].states if run else None
+        if self.running and not all(
+            self._room(pool, self._need(sequence, group)) for group, pool in self.pools.items()
+        ):
+            self._release(sequence)
+            return False
+        self.waiting.pop(0)
+        self.run(sequence)
+        return True
+
+    def _need(self, sequence: Sequence, group: Group) -> int:
+        """Pages that what is left of its prompt holds at once."""
+        tokens = sequence.n_prompt - sequence.computed
+        return -(-(tokens if group is None else min(tokens, group + self.block)) // self.page) + 1
+
+    def _room(self, pool: Pages, pages: int) -> bool:
+        while pool.free < pages:
+            if not self.prefixes.forget():
+                return False
+        return True
+
+    def _reserve(self, sequence: Sequence, end: int, plan: Plan) -> bool:
+        """Take pages for its tokens up to `end`; who is served last gives way, itself at the worst."""
+        while not self._take(sequence, end, plan):
+            last = self.running[-1]
+            self._preempt(last, plan)
+            if last is sequence:
+                return False
+        return True
+
+    def _take(self, sequence: Sequence, end: int, plan: Plan) -> bool:
+        """Take all pages that are lacking up to `end`, or none. The page written first is copied where it is shared."""
+        wanted = -(-end // self.page)
+        first = sequence.computed // self.page
+        for group, pool in self.pools.items():
+            table = sequence.tables.setdefault(group, [])
+            shared = first < len(table) and table[first] != GONE and pool.owners[table[first]] > 1
+            if not self._room(pool, max(0, wanted - len(table)) + shared):
+                return False
+        for group, pool in self.pools.items():
+            table = sequence.tables[group]
+            if first < len(table) and table[first] != GONE and pool.owners[table[first]] > 1:
+                page = pool.take()
+                plan.copies.append((group, table[first], page))
+                pool.drop([table[first]])
+                table[first] = page
+            table.extend(pool.take() for _ in range(wanted - len(table)))
+        return True
+
+    def _preempt(self, sequence: Sequence, plan: Plan) -> None:
+        """Send a sequence back to wait: it reads its tokens again."""
+        self.preempted += 1
+        plan.blocks = [work for work in plan.blocks if work[0] is not sequence]
+        plan.rows = [work for work in plan.rows if work[0] is not sequence]
+        self.running.remove(sequence)
+        self._release(sequence)
+        self.add(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        for group, table in sequence.tables.items():
+            self.pools[group].drop(table)
+        sequence.tables, sequence.computed, sequence.states = {}, 0, None
+        sequence.drafts = []
+
+    def done(self, sequence: Sequence, length: int) -> None:
+        """Its first `length` tokens stand in the cache now; pages that no later token needs are free."""
+        sequence.computed = length
+        for group, table in sequence.tables.items():
+            if group is not None:
+                lost = max(0, length - group + 1) // self.page
+                self.pools[group].drop(table[:lost])
+                table[:lost] = [GONE] * min(lost, len(table))
+
+    def trim(self, sequence: Sequence) -> None:
+        """Free the pages beyond what was computed: of drafts that were wrong."""
+        used = -(-sequence.computed // self.page)
+        for group, table in sequence.tables.items():
+            self.pools[group].drop(table[used:])
+            del table[used:]
+
+    def keep(self, sequence: Sequence, begin: int) -> None:
+        """Keep what was computed of the prompt's block at `begin` for others that begin alike."""
+        number, per = begin // self.block, self.block // self.page
+        pages = {group: table[number * per : (number + 1) * per] for group, table in sequence.tables.items()}
+        parent = sequence.keys[number - 1] if number else b""
+        self.prefixes.keep(sequence.keys[number], parent, pages, sequence.states)
+
+    def fork(self, sequence: Sequence, sample: int) -> Sequence:
+        """Another sample that holds the same pages, and runs."""
+        tables = {
+            group: [page if page == GONE else self.pools[group].share(page) for page in table]
+            for group, table in sequence.tables.items()
+        }
+        rank = (*sequence.rank[:2], sample)
+        made = Sequence(sequence.request, sample, list(sequence.tokens), sequence.n_prompt, rank, sequence.computed)
+        made.tables, made.states, made.keys = tables, sequence.states, sequence.keys
+        self.run(made)
+        return made
