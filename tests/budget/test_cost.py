@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from nachim.budget.cost import checkpoints, disk_bytes, makespan
-from nachim.spec import AdamW8, Keep, Muon
+from nachim.budget.cost import checkpoints, disk_bytes, makespan, moments_bytes
+from nachim.spec import AdamW, AdamW8, Keep, Muon, ScheduleFreeAdamW
 from nachim.train import checkpoint
 from nachim.train.loop import Stage, train
+from nachim.train.step import Stepper
 from tests.train.tiny import ALWAYS, batches, fresh, loss, tiny_run
 
 
@@ -45,7 +48,6 @@ KEPT = {
     "the newest": {},
     "several": {"keep": Keep(last=2, every=2, best=True)},
     "Muon": {"optimizer": Muon(lr=0.01)},
-    "8-bit": {"optimizer": AdamW8(lr=0.01)},
 }
 
 
@@ -62,7 +64,16 @@ def test_a_finished_run_takes_the_disk_it_was_said_to(name, tmp_path: Path):
     assert expected == pytest.approx(taken, rel=0.1)
 
 
-@given(st.integers(1, 30), st.integers(1, 4), st.none() | st.integers(1, 9), st.booleans())
+@pytest.mark.parametrize("kind", [AdamW, AdamW8, Muon, ScheduleFreeAdamW])
+def test_moments_are_as_large_as_the_optimizers_own(kind):
+    run = tiny_run(2, d_model=192, optimizer=kind(lr=0.01))
+    stepper = Stepper(run, fresh(run), loss)
+    checkpoint._materialise(stepper)
+    held = sum(each.nbytes for each in tree_leaves(stepper.optimizer.state_dict()) if isinstance(each, Tensor))
+    assert moments_bytes(run) == pytest.approx(held, rel=0.06)  # 8-bit AdamW leaves the tiniest matrices in fp32
+
+
+@given(st.integers(2, 30), st.integers(1, 4), st.none() | st.integers(1, 9), st.booleans())
 def test_no_more_checkpoints_stay_than_are_counted(steps, last, every, best):
     run = tiny_run(steps, times=2 if best else 1, keep=Keep(last=last, every=every, best=best))
     multiples = {step for step in range(1, steps + 1) if every and step % every == 0}

@@ -14,11 +14,17 @@ import pytest
 
 from nachim.app import train as verb
 from nachim.app.view import TerminalView
+from nachim.spec import Machine
 from nachim.train import heartbeat
 from nachim.train.heartbeat import HEARTBEAT, Heartbeat, Journal, pulse
 from nachim.train.loop import Watch
 from nachim.train.stopping import SIGNALS, Stopped, stop_on_signal
 from tests.train.tiny import ALWAYS, NEVER, Kill, differing, go, kill_at, rows, tiny_run, weights
+
+
+MACHINE = Machine(
+    name="test", device="cpu", cores=2, fp32_one_thread=1e11, fp32_all=2e11, bf16_one_thread=1e9, bf16_all=2e9
+)
 
 
 def gone() -> int:
@@ -109,12 +115,14 @@ def test_the_first_signal_asks_and_the_second_insists(number):
 
 def test_the_verb_ends_well_when_it_was_stopped(tmp_path, monkeypatch, capsys):
     def stopped(*arguments: object, watch: Watch) -> None:
+        assert not watch.stopping()
         os.kill(os.getpid(), signal.SIGTERM)
         assert watch.stopping()
         raise Stopped(5)
 
     monkeypatch.setattr("nachim.lab.work.carry_out", stopped)
     tiny_run(8).save(tmp_path / "run.json")
+    MACHINE.save(tmp_path / "machine.json")
     assert verb.train(tmp_path, json=True) == 0
     told = capsys.readouterr()
     assert json.loads(told.out) == {"stopped_at": 5, "steps": 8}
@@ -128,6 +136,7 @@ def test_what_befell_a_run_shows_in_the_terminal(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("nachim.lab.work.carry_out", told)
     tiny_run(8).save(tmp_path / "run.json")
+    MACHINE.save(tmp_path / "machine.json")
     with TerminalView() as view:
         verb._train_file(tmp_path, None, view)
     assert "a checkpoint is damaged" in capsys.readouterr().err

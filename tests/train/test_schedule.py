@@ -107,7 +107,6 @@ def test_a_batch_warms_up_and_grows_no_further():
     assert grown == sorted(grown) and set(grown) == {64, 2 * 64, 3 * 64, 4 * 64} and last <= 4 * 64
     full = grown.index(4 * 64)
     assert train.token_at(full) == pytest.approx(3.5 * 6400, rel=0.01), "four times, as soon as that is nearest"
-    assert len(grown[full:]) > 0.8 * len(grown)
 
 
 def test_a_batch_that_never_grows_is_a_constant_one():

@@ -99,8 +99,8 @@ class LiveRun(Onlooker):
             return Text("waiting for the first step", style="dim")
         step, steps = row["step"], run.train.steps
         table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim")
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_column(style="dim", min_width=6, no_wrap=True)
+        table.add_column()
         table.add_row("step", f"{step:,} of {steps:,}, {row['tokens']:,} tokens")
         table.add_row("", ProgressBar(total=steps, completed=step, width=WIDTH))
         table.add_row("loss", Text.assemble((sparkline(self.losses.means, WIDTH), "cyan"), f"  {row['loss']:.4f}"))

@@ -1,4 +1,4 @@
-"""The verb `nachim report`: a study's folder in, one page that needs no server and no network out."""
+"""The verb `nachim report`: a study's or a run's folder in, one page that needs no server and no network out."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ CONFIG = {"displayModeBar": False, "responsive": True}
 
 
 def report(directory: Annotated[Path, tyro.conf.Positional], json: bool = False) -> int:
-    """Write the report page of a study: its verdict, its figures, its numbers, and how to repeat it.
+    """Write the report page of a study or of a run: its verdict, its figures, its numbers, and how to repeat it.
 
-    DIRECTORY is the folder a study was written to. The page is DIRECTORY/report.html, one file that carries all it
-    shows: it opens without a network and may be sent to anyone. It opens with the verdict in one sentence; every
-    figure says below it how it is read. An unfinished or refused study has a page too, which says what is missing.
+    DIRECTORY is the folder a study or a run was written to. The page is DIRECTORY/report.html, one file that carries
+    all it shows: it opens without a network and may be sent to anyone. It opens with the verdict in one sentence; every
+    figure says below it how it is read. An unfinished or refused study has a page too, which says what is missing; so
+    has a run that is still in training: its loss, its speed, and what goes on in every layer.
 
     Example: nachim report studies/first
 
     Args:
-        directory: Folder of the study.
+        directory: Folder of the study, or of the run.
         json: Print one JSON object instead of the path alone.
     """
     path = write_report(directory)
@@ -42,12 +43,20 @@ def report(directory: Annotated[Path, tyro.conf.Positional], json: bool = False)
 def write_report(directory: Path) -> Path:
     """Write `directory`/report.html, atomically, and return its path.
 
-    Raises UserError when `directory` is no folder or holds no study; what a study lacks is said on the page.
+    Raises UserError when `directory` is no folder or holds neither study nor run; what it lacks is said on the page.
     """
-    from nachim.app.record import open_record
+    from nachim.app.run_record import is_run, open_run
 
     path = directory / "report.html"
-    write_text(path, page_of(open_record(directory)))
+    if is_run(directory):
+        from nachim.app.run_page import page_of_run
+
+        page = page_of_run(open_run(directory))
+    else:
+        from nachim.app.record import open_record
+
+        page = page_of(open_record(directory))
+    write_text(path, page)
     return path
 
 

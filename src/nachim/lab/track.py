@@ -111,6 +111,7 @@ class Wandb:
             mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
             folder = out / FOLDER
             folder.mkdir(parents=True, exist_ok=True)
+            self.teardown = wandb.teardown
             self.run = wandb.init(
                 project=PROJECT,
                 name=_name(out, mark),
@@ -129,7 +130,8 @@ class Wandb:
     def close(self) -> None:
         """Wait for its files, or its server."""
         with _on_stderr():
-            self.run.finish(quiet=True)
+            self.run.finish()
+            self.teardown()  # what writes the file is a process of its own
 
 
 TRACKERS: dict[str, Callable[[Path, Run, Mark], Tracker]] = {

@@ -103,7 +103,7 @@ def train(
             gc.unfreeze()
         write_text(result_path, manifest.result_text(result))
         sitting.heart.beat(run.train.steps, "finished")
-        return manifest.read_result(result_path)
+        return result
 
 
 class _Sitting:

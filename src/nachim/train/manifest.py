@@ -67,7 +67,8 @@ def result_text(value: dict[str, Any]) -> str:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The result in `path`. Raises Damaged when it is not what was written; one without a digest is believed."""
+    """The result in `path`, without its digest. Raises Damaged when it is not what was written; one that never had a
+    digest is believed."""
     advice = "remove it, and run the same command again to have it written anew"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -78,7 +79,7 @@ def read_result(path: Path) -> dict[str, Any]:
     rest = {name: held for name, held in value.items() if name != "sha256"}
     if value.get("sha256", _digest(rest)) != _digest(rest):
         raise Damaged(f"{path} is not what was written, its SHA-256 differs: {advice}")
-    return value
+    return rest
 
 
 def sha256(path: Path) -> str:
