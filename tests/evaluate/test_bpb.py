@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nachim.evaluate import bpb
-from nachim.evaluate.bpb import Windows, measure
+from nachim.evaluate.bpb import Windows, measure, measure_each
 from nachim.model import build
 from nachim.model.decoder import initialise
 from tests.spec.examples import decoder
@@ -90,3 +90,15 @@ def test_bf16_weights_are_judged_in_fp32():
     model, given = random_model(), windows(2, 4, 500)
     expected = measure(model, given)
     assert measure(model.to(torch.bfloat16), given) == pytest.approx(expected, rel=0.02)
+
+
+def test_texts_apart_and_mixed_in_their_shares():
+    model = random_model()
+    texts = {"old": windows(3, 8, 40), "new": windows(5, 8, 90)}
+    found = measure_each(model, texts, {"old": 0.2, "new": 0.8})
+    apart = {name: measure(model, one) for name, one in texts.items()}
+    for name, one in apart.items():
+        assert (found[f"loss/{name}"], found[f"bpb/{name}"]) == (one["loss"], one["bpb"])
+    nats = 0.2 * apart["old"]["loss"] + 0.8 * apart["new"]["loss"]
+    assert found["loss"] == pytest.approx(nats)
+    assert found["bpb"] == pytest.approx(nats / math.log(2) / (0.2 * 40 / 24 + 0.8 * 90 / 40))

@@ -28,6 +28,8 @@ VERBS = {
     "train": "nachim.app.train:train",
     "diff": "nachim.app.diff:diff",
     "track": "nachim.app.track:track",
+    "serve": "nachim.app.serve:serve",
+    "chat": "nachim.app.chat:chat",
     "import": "nachim.app.import_:import_",
     "export": "nachim.app.export:export",
     "convert": "nachim.app.convert:convert",

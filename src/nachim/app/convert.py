@@ -22,7 +22,8 @@ def convert(
     """Write a run's newest weights with fewer heads of keys and values: each the mean of those it takes the place of.
 
     The cache shrinks in proportion, and the loss rises until training goes on: a twentieth of the first tokens wins
-    most of it back (arXiv 2305.13245). Put what this prints as `start` into a recipe, beside the model in DIR/run.json.
+    most of it back in large models (arXiv 2305.13245), half of it in a small one (ideas/uptraining.md). Put what this
+    prints as `start` into a recipe, beside the model in DIR/run.json.
 
     Example: nachim convert runs/first runs/grouped --kv-heads 1
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nachim.data.prepared import TOKENIZER
-from nachim.data.tokenize import EOT, EOT_ID
+from nachim.data.tokenize import EOT_ID, end_of, load_tokenizer
 from nachim.spec import Decoder, Learned, Part, Run, UserError
 from nachim.spec.disk import new_folder, read_json, write_text
 
@@ -117,7 +117,18 @@ def config_of(run: Path, decoder: Decoder) -> tuple[Family, dict[str, Any]]:
     part = Part.load(run / RUN)
     context = part.data.seq_len if isinstance(part, Run) else context_of(decoder, {})
     family, config = config_for(decoder, context)
-    return family, {**config, "bos_token_id": EOT_ID, "eos_token_id": EOT_ID}
+    _, end_id = end_of_text(run)
+    return family, {**config, "bos_token_id": end_id, "eos_token_id": end_id}
+
+
+def end_of_text(run: Path) -> tuple[str, int]:
+    """The token at which documents end in a run trained here, and its number."""
+    from nachim.model.load import RUN
+
+    part = Part.load(run / RUN)
+    end = end_of(part.data.tokenizer.to_json() if isinstance(part, Run) else {})
+    known = (run / TOKENIZER).is_file()
+    return end, load_tokenizer(run / TOKENIZER).token_to_id(end) if known else EOT_ID
 
 
 def context_of(decoder: Decoder, config: dict[str, Any]) -> int:
@@ -135,7 +146,8 @@ def carry_tokenizer(run: Path, folder: Path) -> list[str]:
     if not (run / TOKENIZER).is_file():
         return []
     shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOT, "eos_token": EOT}
+    end, _ = end_of_text(run)
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end}
     write_text(folder / TOLD, jsonlib.dumps(told, indent=2) + "\n")
     return [TOKENIZER, TOLD]
 
