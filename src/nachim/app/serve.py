@@ -1,0 +1,81 @@
+"""The verb `nachim serve`: a model behind the interface that OpenAI's clients speak."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nachim.spec import UserError
+
+KEY = "NACHIM_API_KEY"
+"""The environment variable that holds the key where none is given."""
+
+
+def serve(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    api_key: str | None = None,
+    name: str | None = None,
+    dtype: str = "float32",
+    chat_template: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    samples: int = 256,
+    body_bytes: int = 8_000_000,
+    stall_seconds: float = 60.0,
+    drain_seconds: float = 30.0,
+) -> int:
+    """Serve a run or a Hugging Face checkpoint over HTTP: /v1/chat/completions, /v1/completions and /v1/models as
+    OpenAI's clients speak to them, /tokenize, /detokenize, /health and /metrics.
+
+    The address is printed once it answers. SIGTERM (or Ctrl-C) takes no more requests, finishes those that are being
+    answered, and ends. Only this machine can reach it unless --host says otherwise. Needs the `serve` extra.
+
+    Example: nachim serve runs/first --port 8000
+
+    Args:
+        run: The folder of a run, trained here or imported, or of a checkpoint.
+        port: The port; 0 takes one that is free.
+        host: The address to listen at; 0.0.0.0 is every one that this machine has.
+        api_key: Refuse requests without it; else the environment variable NACHIM_API_KEY, which no other user can see.
+        name: What the model is called; by default the folder's name.
+        dtype: The precision of the weights, such as bfloat16.
+        chat_template: A Jinja file that takes the place of the model's chat template.
+        samples: Samples that may be queued or running at once; requests beyond get 429.
+        body_bytes: The largest body of a request; larger ones get 413.
+        stall_seconds: How long a client may stand still, sending or reading, before it is left.
+        drain_seconds: How long what is being answered may take after SIGTERM.
+    """
+    for option, value in (("samples", samples), ("body-bytes", body_bytes)):
+        if value < 1:
+            raise UserError(f"--{option} is {value}; it must be at least 1")
+    if stall_seconds <= 0 or drain_seconds < 0:
+        raise UserError("--stall-seconds must be above 0, and --drain-seconds not below")
+    if not run.is_dir():
+        raise UserError(f"there is no folder {run}")
+    try:
+        from nachim.app.server.api import Api
+        from nachim.app.server.gate import Limits
+        from nachim.app.server.listen import bound
+        from nachim.app.server.listen import run as listen
+        from nachim.app.server.served import Served
+    except ImportError as error:
+        raise UserError(f"serving needs the package {error.name}: install nachim[serve]") from error
+    from nachim.infer.engine import Engine
+
+    listening = bound(host, port)
+    served = Served(run, Engine(run, dtype=dtype), name, chat_template)
+    limits = Limits(body_bytes=body_bytes, samples=samples, stall_seconds=stall_seconds)
+    key = api_key or os.environ.get(KEY)
+    if key is None and host not in ("127.0.0.1", "::1", "localhost"):
+        print(f"nachim: everybody who reaches {host} can use this server: give it an --api-key", file=sys.stderr)
+
+    def ready() -> None:
+        number = listening.getsockname()[1]
+        print(f"serving {served.name} at http://{f'[{host}]' if ':' in host else host}:{number}/v1", flush=True)
+
+    listen(Api(served, limits).app(key), listening, drain_seconds, ready)
+    return 0

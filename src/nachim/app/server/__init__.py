@@ -1,0 +1,1 @@
+"""Text over HTTP: an engine behind the interface that OpenAI's clients speak."""
