@@ -25,7 +25,7 @@ def full_disk_is_an_error(path: Path | str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"disk full while writing {path}: free some space and run again") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.ENOENT):
             raise UserError(f"cannot write {path}: {error.strerror}; choose a writable folder") from error
         if error.errno == errno.EFBIG:
             raise UserError(f"cannot write {path}: {error.strerror}; is the disk full, or `ulimit -f` set?") from error
