@@ -34,10 +34,12 @@ CURVED = (
     torch.exp,
     torch.tanh,
     torch.sigmoid,
+    torch.expm1,
     torch.log1p,
     torch.sin,
     torch.cos,
     Tensor.exp,
+    Tensor.expm1,
     Tensor.tanh,
     Tensor.sigmoid,
     Tensor.sin,
@@ -111,14 +113,29 @@ def even(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) 
     return done[: flat.numel()].view(x.shape)
 
 
-class Invariant(TorchFunctionMode):
-    """Within it, linear layers are those of this file, and elementwise functions where they are `curved`."""
+def by_row(equation: str, *operands: Tensor) -> Tensor:
+    """`torch.einsum` of each row of the batch, axis b, by itself: it may make b rows of one product."""
+    terms = equation.split("->")[0].split(",")
+    split = [operand.split(1) if term[0] == "b" else None for term, operand in zip(terms, operands, strict=True)]
+    rows = next((len(parts) for parts in split if parts is not None), 1)
+    if rows == 1:
+        return torch.einsum(equation, *operands)
+    chosen = (
+        [whole if parts is None else parts[row] for parts, whole in zip(split, operands, strict=True)]
+        for row in range(rows)
+    )
+    return torch.cat([torch.einsum(equation, *row) for row in chosen])
 
-    def __init__(self, linears: Linears, curved: bool) -> None:
+
+class Invariant(TorchFunctionMode):
+    """Within it, linear layers are those of this file; for `rows` of several sequences, other functions are too."""
+
+    def __init__(self, linears: Linears, rows: bool) -> None:
         super().__init__()
         self.forms: dict[Any, Callable[..., Any]] = {F.linear: linears}
-        if curved:
+        if rows:
             self.forms |= {curve: functools.partial(even, curve) for curve in CURVED}
+            self.forms[torch.einsum] = by_row
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         form = self.forms.get(function, function)

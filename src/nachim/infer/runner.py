@@ -100,8 +100,8 @@ class Runner:
         self.device = store.device
         linears = packed(model) if invariant else None
         # A block is read in one shape always, so that its elementwise functions are what they are.
-        self.for_blocks = None if linears is None else Invariant(linears, curved=False)
-        self.for_rows = None if linears is None else Invariant(linears, curved=True)
+        self.for_blocks = None if linears is None else Invariant(linears, rows=False)
+        self.for_rows = None if linears is None else Invariant(linears, rows=True)
         self.alone = [_alone(block) for block in model.spec.blocks]
         self.stateful = any(not layer.shapes for layer in store.layers) or any(
             getattr(block.mixer, "previous_key", False) for block in model.spec.blocks
