@@ -72,12 +72,6 @@ def test_every_row_is_accounted_for(pipeline, tmp_path):
     assert len(long.scores["words"]) == 120
 
 
-def test_workers_do_not_show(pipeline, tmp_path):
-    one, two = (build(pipeline, tmp_path / f"out{workers}", workers) for workers in (1, 2))
-    assert one.to_json() == two.to_json()
-    assert one.fingerprint == two.fingerprint
-
-
 def test_only_what_changed_is_done_again(pipeline, tmp_path):
     first = build(pipeline, tmp_path / "out")
     again = build(pipeline, tmp_path / "out")

@@ -21,6 +21,7 @@ from nachim.data.read import Report
 from nachim.data.records import records, size_of
 from nachim.data.shingle import batches
 from nachim.data.stage import Drop, Joined, Outcome, Row, Shelf, Summary, WholeSet
+from nachim.spec.disk import full_disk_is_an_error
 
 SHOWN = 20
 """Clusters that are told: the largest."""
@@ -53,55 +54,64 @@ class Deduplicate(WholeSet):
         return tuple(Path(path) for path in self.against)
 
     def part(self, rows: Sequence[Row]) -> Summary:
-        """Signature, digest, size, score and id of each row."""
+        """Signature, digest, score and id of each row."""
         best = [row.get(self.best) if self.best else 0.0 for row in rows]
         known = [float(one) if isinstance(one, int | float) else -np.inf for one in best]
         return {**_known([row["text"].encode() for row in rows]), "best": np.array(known), "ids": _ids(rows)}
 
     def join(self, shelf: Shelf) -> Joined:
-        """Find who goes, and for whom."""
-        raw = shelf.scratch / "texts"
+        """Find who goes, and for whom. Beyond its signature a row takes some 70 bytes of memory, its text none."""
         others = list(self._others())
-        with open(raw, "wb") as file:
-            offsets = array("q", [0])
+        total = sum(shelf.counts) + len(others)
+        offsets, texts = self._spooled(shelf, others)
+        extra = {**_known([text for _, text in others]), "best": np.full(len(others), np.inf)}
+        kept = {name: np.empty((total, *one.shape[1:]), one.dtype) for name, one in extra.items()}
+        ends = np.cumsum([*shelf.counts, len(others)])
+        for i, end in enumerate(ends.tolist()):
+            one = shelf.summary(i) if i < shelf.count else extra
+            for name, column in kept.items():
+                column[end - len(one[name]) : end] = one[name]
+        rank = self._rank(np.diff(offsets), kept.pop("best"))
+        first = same(kept.pop("digests"), rank)
+        found = cluster(
+            kept["signatures"],
+            lambda i: texts[offsets[i] : offsets[i + 1]].tobytes(),
+            rank,
+            self.threshold,
+            first,
+            shelf.tick,
+        )
+        exact = first == first[found.keeper]
+        names = _names(shelf, found, [name for name, _ in others])
+        decisions = [
+            _decision(found, exact, names, end - count, end) for end, count in zip(ends, shelf.counts, strict=False)
+        ]
+        excerpt = {
+            i: texts[offsets[i] : offsets[i] + EXCERPT].tobytes().decode(errors="ignore") for i in _largest(found)
+        }
+        return Joined(decisions, _facts(found, names, excerpt))
+
+    def _spooled(
+        self, shelf: Shelf, others: Sequence[tuple[str, bytes]]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        """All texts in one file, and where each begins."""
+        raw, offsets = shelf.scratch / "texts", array("q", [0])
+        with full_disk_is_an_error(raw), open(raw, "wb") as file:
             for text in _texts(shelf, [text for _, text in others]):
                 file.write(text)
                 offsets.append(offsets[-1] + len(text))
         texts = np.memmap(raw, dtype=np.uint8, mode="r") if offsets[-1] else np.empty(0, np.uint8)
-        sums = [shelf.summary(i) for i in range(shelf.count)]
-        counts = [len(one["sizes"]) for one in sums]
-        names = [name for one in sums for name in json.loads(one["ids"].tobytes())] + [name for name, _ in others]
-        extra = {**_known([text for _, text in others]), "best": np.full(len(others), np.inf)}
-        whole = {key: np.concatenate([one.pop(key) for one in (*sums, extra)]) for key in list(extra)}
-        rank = self._rank(whole)
-        found = cluster(
-            whole["signatures"],
-            lambda i: texts[offsets[i] : offsets[i + 1]].tobytes(),
-            rank,
-            self.threshold,
-            same(whole["digests"], rank),
-            shelf.tick,
-        )
-        exact = (whole["digests"] == whole["digests"][found.keeper]).all(axis=1)
-        told = [
-            None if keeper == i else [names[keeper], round(float(found.similarity[i]), 6), bool(exact[i])]
-            for i, keeper in enumerate(found.keeper.tolist())
-        ]
-        ends = np.cumsum(counts).tolist()
-        decisions = [told[end - count : end] for end, count in zip(ends, counts, strict=True)]
-        excerpt = [texts[offsets[i] : offsets[i] + EXCERPT].tobytes().decode(errors="ignore") for i in _largest(found)]
-        return Joined(decisions, _facts(found, names, excerpt))
+        return np.frombuffer(offsets, dtype=np.int64), texts
 
     def apply(self, rows: Sequence[Row], decision: Any) -> list[Outcome]:
         """Drop those that have a keeper."""
         return [row if one is None else _drop(*one) for row, one in zip(rows, decision, strict=True)]
 
-    def _rank(self, whole: Summary) -> npt.NDArray[np.int64]:
+    def _rank(self, sizes: npt.NDArray[np.int64], best: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Order of preference: what rows are held against first, then by score, then as `keep` says."""
-        count = len(whole["sizes"])
-        sizes = whole["sizes"] if self.keep == "longest" else np.zeros(count, np.int64)
-        rank = np.empty(count, np.int64)
-        rank[np.lexsort((np.arange(count), -sizes, -whole["best"]))] = np.arange(count)
+        keys = (-sizes, -best) if self.keep == "longest" else (-best,)
+        rank = np.empty(len(sizes), np.int64)
+        rank[np.lexsort((np.arange(len(sizes)), *keys))] = np.arange(len(sizes))
         return rank
 
     def _others(self) -> Iterator[tuple[str, bytes]]:
@@ -116,7 +126,6 @@ def _known(texts: Sequence[bytes]) -> Summary:
     return {
         "signatures": np.concatenate(found),
         "digests": np.frombuffer(digests, dtype=np.uint64).reshape(-1, DIGEST_BYTES // 8),
-        "sizes": np.array([len(text) for text in texts], dtype=np.int64),
     }
 
 
@@ -143,16 +152,35 @@ def _largest(found: Clusters) -> list[int]:
     return [int(i) for i in order if sizes[i] > 1]
 
 
-def _facts(found: Clusters, names: Sequence[Any], excerpts: Sequence[str]) -> dict[str, Any]:
-    sizes = np.bincount(found.keeper, minlength=len(found.keeper))
-    largest = [
-        {"keeper": names[i], "rows": int(sizes[i]), "excerpt": excerpt}
-        for i, excerpt in zip(_largest(found), excerpts, strict=True)
+def _names(shelf: Shelf, found: Clusters, others: Sequence[str]) -> dict[int, Any]:
+    """The id of everyone that somebody goes for."""
+    wanted = set(np.unique(found.keeper[~found.kept]).tolist())
+    names, begin = dict[int, Any](), 0
+    for i, count in enumerate(shelf.counts):
+        ids = json.loads(shelf.summary(i)["ids"].tobytes())
+        names |= {begin + place: ids[place] for place in range(count) if begin + place in wanted}
+        begin += count
+    return names | {begin + place: name for place, name in enumerate(others)}
+
+
+def _decision(
+    found: Clusters, exact: npt.NDArray[np.bool_], names: dict[int, Any], begin: int, end: int
+) -> list[list[Any] | None]:
+    """Of the rows from `begin` to `end`, for whom each goes, how alike they are, and whether it is the same text."""
+    return [
+        None
+        if found.keeper[i] == i
+        else [names[int(found.keeper[i])], round(float(found.similarity[i]), 6), bool(exact[i])]
+        for i in range(begin, end)
     ]
+
+
+def _facts(found: Clusters, names: dict[int, Any], excerpts: dict[int, str]) -> dict[str, Any]:
+    sizes = np.bincount(found.keeper, minlength=len(found.keeper))
     sized = Counter(sizes[sizes > 1].tolist())
     return {
         "clusters": sum(sized.values()),
         "clusters_by_size": {str(size): sized[size] for size in sorted(sized)},
-        "largest": largest,
+        "largest": [{"keeper": names[i], "rows": int(sizes[i]), "excerpt": text} for i, text in excerpts.items()],
         "crowded": found.crowded,
     }

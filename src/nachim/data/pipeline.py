@@ -206,6 +206,7 @@ class _Build:
             scratch.mkdir(parents=True)
             shelf = Shelf(
                 count=len(shards),
+                counts=tuple(shard.ledger.kept.rows for shard in shards),
                 rows=lambda i: read_shard(shards[i].path),
                 summary=lambda i: parts[i].read(),
                 scratch=scratch,

@@ -82,6 +82,8 @@ class Shelf:
     scratch: Path
     tick: Callable[[float], None]
     """Hears the share of `join` that is done."""
+    counts: tuple[int, ...] = ()
+    """Rows of each shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
