@@ -23,15 +23,13 @@ CAPTIONS = {
     "course": "The dashed line is the norm to which gradients are clipped. A gradient noise scale above the batch says "
     "that a larger batch would lose little (arXiv 1812.06162).",
     "speed": "Dips are validations, checkpoints or other work on the machine. What looks on at the run is within.",
-    "gradient": "Norms before clipping. A row that goes dark has stopped learning; one that flares up alone is where "
-    "an instability begins.",
+    "gradient": "A row that goes dark has stopped learning; one that flares up alone is where an instability begins.",
     "update": "How far a step moves a tensor, over the tensor's own norm. About 1 in 1,000 is common; near 1 in 10 the "
     "learning rate is too high for that tensor.",
-    "weight": "Norms of the tensors themselves. One that grows without end wants weight decay.",
-    "activation": "Root mean squares over one sequence: of the stream after each block, and of what attention and ffn "
-    "add to it.",
-    "score": "The largest scaled product of a query and a key before the softmax. Beyond some 50 attention is nearly "
-    "one-hot, and bf16 cannot tell neighbours apart.",
+    "weight": "One that grows without end wants weight decay.",
+    "activation": "Over the step's first sequence.",
+    "score": "Far above 10 attention is nearly one-hot. Kimi K2 clipped it at 100 (arXiv 2507.20534); a norm on "
+    "queries and keys, or a cap, bounds it too.",
     "load": "White is an even load. A row that stays dark is an expert that nobody asks.",
 }
 TITLES = {
