@@ -6,9 +6,10 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -19,7 +20,9 @@ from nachim.app.view import TerminalView
 from nachim.data.card import card, write_card
 from nachim.data.pack import Batches
 from nachim.data.pipeline import Built, Pipeline, build
+from nachim.data.pool import Runner
 from nachim.data.prepare import prepare
+from nachim.data.work import modules_of
 from nachim.spec import UserError
 
 PAGE = "card.html"
@@ -46,7 +49,13 @@ class Build:
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder that takes everything."""
     workers: int = 0
-    """Processes at work; 0 takes one for every core."""
+    """Processes at work, jobs of the array, or cores of a Ray begun here; 0 takes one for every core here."""
+    on: Literal["here", "slurm", "ray"] = "here"
+    """Where: this machine, a Slurm array (`nachim[slurm]`), or Ray (`nachim[ray]`). All nodes must see DIR."""
+    slurm: tuple[str, ...] = ()
+    """Options of the array as submitit names them: slurm_partition=cpu timeout_min=60 mem_gb=8."""
+    address: str | None = None
+    """Of the Ray cluster; without it one is begun on this machine."""
     cache: Annotated[Path, tyro.conf.arg(metavar="DIR")] = CACHE
     """Where tokens are kept: `nachim train` looks for them in ~/.cache/nachim."""
     json: bool = False
@@ -59,13 +68,35 @@ class Build:
         pipeline = recipe()
         if not isinstance(pipeline, Pipeline):
             raise UserError(f"{name} in {self.recipe} returned a {type(pipeline).__name__}, not a Pipeline")
-        built = build(pipeline, self.out, self.workers or cores(), listen(view))
+        built = build(pipeline, self.out, self.workers or cores(), listen(view), self._elsewhere(pipeline))
         batches = tokenised(built, self.cache, view)
         command = shlex.join(["nachim", *sys.argv[1:]])
         told = card(built, batches, command, time.monotonic() - began)
         write_card(told, self.out)
         write_page(self.out / PAGE, told)
         return told, said(told, self.out)
+
+    def _elsewhere(self, pipeline: Pipeline) -> Runner | None:
+        """What carries out tasks on a cluster."""
+        if self.on == "here":
+            return None
+        from nachim.lab.launch.tasks import RayTasks, SlurmArray
+
+        modules = modules_of(pipeline.stages)
+        if self.on == "ray":
+            return RayTasks(modules, self.address, self.workers or cores())
+        return SlurmArray(self.out / "jobs", self.workers or cores(), modules, **options(self.slurm))
+
+
+def options(words: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE as a dictionary, numbers as such. Raises UserError for another form."""
+    told: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise UserError(f"--slurm {word!r} is not NAME=VALUE")
+        told[name] = int(value) if value.isdigit() else value
+    return told
 
 
 def tokenised(built: Built, cache: Path, view: TerminalView) -> Batches | None:

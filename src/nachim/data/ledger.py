@@ -20,6 +20,8 @@ VALUES = 2000
 LABELS = 200
 """Different values of a label that are counted apart; the rest is counted as `OTHERS`."""
 OTHERS = "(others)"
+GIVEN = frozenset({"id", "text", "source"})
+"""Fields that every row has: none of them is a score or a label."""
 Value = str | bool | int | float
 
 
@@ -131,7 +133,7 @@ def values_of(row: Row, prefix: str = "") -> Iterator[tuple[str, Value]]:
     for name, value in row.items():
         if isinstance(value, dict):
             yield from values_of(value, f"{prefix}{name}.")
-        elif isinstance(value, Value) and (prefix or name not in ("id", "text", "source")):
+        elif isinstance(value, Value) and (prefix or name not in GIVEN):
             yield prefix + name, value
 
 

@@ -116,16 +116,24 @@ class Built:
         return told
 
 
-def build(pipeline: Pipeline, out: Path, workers: int = 1, listen: Listen = lambda stage, done: None) -> Built:
+def build(
+    pipeline: Pipeline,
+    out: Path,
+    workers: int = 1,
+    listen: Listen = lambda stage, done: None,
+    elsewhere: Runner | None = None,
+) -> Built:
     """Carry out `pipeline` into `out` with `workers` processes; what is there and has not changed is not done again.
 
-    Raises UserError for whatever a person can mend; killed at any time, the same call goes on.
+    Tasks may be carried out `elsewhere`, where `out` stands under the same path (`nachim.lab.launch.tasks`). Raises
+    UserError for whatever a person can mend; killed at any time, the same call goes on.
     """
     if workers < 1:
         raise UserError(f"{workers} workers cannot work; give at least 1")
+    out = out.absolute()
     with locked(out / ".lock"), contextlib.ExitStack() as stack:
-        run: Runner = here
-        if workers > 1:
+        run: Runner = elsewhere or here
+        if workers > 1 and elsewhere is None:
             run = stack.enter_context(Pool(workers, modules_of(pipeline.stages)))
         return _Build(pipeline, out / "stages", run, listen).into(out)
 
