@@ -27,7 +27,8 @@ from nachim.budget.shape import shape
 from nachim.lab.work import next_token_loss
 from nachim.model import build
 from nachim.model.decoder import initialise
-from nachim.spec import BPE, WSD, AdamW, Data, Muon, Run, Train
+from nachim.model.recompute import arrange
+from nachim.spec import BPE, WSD, Activations, AdamW, Data, Muon, Run, Train
 from nachim.train.guard import Guard
 from nachim.train.peak import peak_bytes
 from nachim.train.step import Stepper
@@ -43,8 +44,11 @@ class Case:
     optimizer: Literal["adamw", "muon"] = "adamw"
     precision: Literal["fp32", "bf16"] = "fp32"
     times: int = 1
+    activations: Activations = Activations()
 
 
+FULL, PAIRS = Activations(recompute="full"), Activations(recompute="full", every_blocks=2)
+SELECTIVE = Activations(recompute="selective")
 CASES = (
     Case(32, 128, 1),
     Case(32, 256, 8),
@@ -64,6 +68,17 @@ CASES = (
     Case(256, 128, 1, "adamw", "bf16", 3),
     Case(256, 128, 4, "adamw", "bf16"),
     Case(256, 256, 2, "muon", "bf16", 2),
+    Case(128, 256, 4, activations=FULL),
+    Case(128, 512, 2, "muon", "bf16", activations=FULL),
+    Case(256, 256, 4, "adamw", "bf16", 2, FULL),
+    Case(192, 512, 4, activations=PAIRS),
+    Case(256, 256, 4, "adamw", "bf16", activations=PAIRS),
+    Case(128, 256, 4, activations=SELECTIVE),
+    Case(192, 512, 4, "adamw", "bf16", activations=SELECTIVE),
+    Case(256, 256, 4, "adamw", "fp32", 2, SELECTIVE),
+    Case(192, 512, 4, activations=Activations(keep_bytes=60_000_000)),
+    Case(192, 512, 4, "adamw", "bf16", activations=Activations(keep_bytes=20_000_000)),
+    Case(256, 256, 4, "adamw", "bf16", activations=Activations(keep_bytes=12_000_000)),
 )
 
 
@@ -86,6 +101,8 @@ def steps(case: Case, vocab_size: int) -> Callable[[], None]:
     def take() -> None:
         module = build(model, model.d_model)
         initialise(module, 0)
+        if case.activations != Activations():
+            arrange(module, case.activations, case.rows, case.seq_len, case.precision)
         stepper, guard = Stepper(run, module, next_token_loss), Guard(1e-3)
         for step in range(2):
             stepper.take(step, x_BT, guard)
@@ -93,11 +110,29 @@ def steps(case: Case, vocab_size: int) -> Callable[[], None]:
     return take
 
 
+def again(activations: Activations) -> str:
+    """What is made again, in a word."""
+    if activations.keep_bytes is not None:
+        return f"to {activations.keep_bytes / 1e6:.0f} MB"
+    every = activations.every_blocks
+    return activations.recompute + f" by {every}" * (every > 1)
+
+
 def main(vocab_size: int = 512, threads: int = 1) -> None:
     """Measure every case and print the table."""
     torch.set_num_threads(threads)
     table = Table(title=f"peak tensor memory, vocabulary {vocab_size}, torch {torch.__version__} on CPU")
-    for name in ("layers x width", "batch", "optimizer", "precision", "fullest at", "predicted", "measured", "error"):
+    for name in (
+        "layers x width",
+        "batch",
+        "optimizer",
+        "precision",
+        "made again",
+        "fullest at",
+        "predicted",
+        "measured",
+        "error",
+    ):
         table.add_column(name, justify="right")
     errors = []
     for case in CASES:
@@ -110,7 +145,7 @@ def main(vocab_size: int = 512, threads: int = 1) -> None:
             optimizer=case.optimizer,
             precision=case.precision,
         )
-        predicted = memory(job, Layout(micro_batch=case.rows), "cpu")
+        predicted = memory(job, Layout(micro_batch=case.rows), "cpu", case.activations)
         measured = peak_bytes(steps(case, vocab_size))
         errors.append(predicted.total / measured - 1)
         table.add_row(
@@ -118,12 +153,13 @@ def main(vocab_size: int = 512, threads: int = 1) -> None:
             f"{case.times} x {case.rows} x {case.seq_len}",
             case.optimizer,
             case.precision,
+            again(case.activations),
             predicted.moment,
             f"{predicted.total / 1e6:.2f} MB",
             f"{measured / 1e6:.2f} MB",
             f"{errors[-1]:+.2%}",
         )
-    console = Console(width=120)
+    console = Console(width=130)
     console.print(table)
     sizes = sorted(abs(error) for error in errors)
     console.print(f"{len(sizes)} configurations: median error {statistics.median(sizes):.2%}, worst {sizes[-1]:.2%}")

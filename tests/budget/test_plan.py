@@ -79,7 +79,7 @@ def test_where_the_optimum_does_not_fit_the_largest_that_does_is_taken():
     for words in ("no design near the least loss fits", "bytes on a device", "what would make it fit: 2 devices"):
         assert words in said
     costs = 100 * (best.loss / min(one.loss for one in found.found.homeless) - 1)
-    assert f"costs {costs:.2g} % more loss" in said and 0.5 < costs < 5
+    assert f"costs {costs:.2g} % more loss" in said and 0.2 < costs < 5
 
 
 def test_a_larger_model_than_the_one_that_is_taken_does_not_fit():
@@ -259,7 +259,7 @@ def test_this_machine_is_planned_at_its_measured_speed(monkeypatch, tmp_path):
             {"flops": 1e24, "devices": "1xRTX-4090", "shape": "80x8192"},
             "fit no layout on 1 x RTX-4090: the smallest needs .* bytes",
         ),
-        ({"flops": 1e21, "devices": "1xRTX-4090", "seq_len": 1_000_000}, "fit no layout on 1 x RTX-4090"),
+        ({"flops": 1e21, "devices": "1xRTX-4090", "seq_len": 4_000_000}, "fit no layout on 1 x RTX-4090"),
         ({"flops": 1e21, "shape": "30x4096x30"}, "must divide d_model"),
         ({"devices": "Xeon-8480+", "dollars": 50.0}, "give --dollars-per-hour"),
     ],

@@ -15,6 +15,9 @@ CAPACITY = 1.25
 """Tokens that the experts of one device are prepared for, over the mean: the larger of the capacity factors that suit
 Switch Transformers (arXiv 2101.03961, sec. 2.2). Where one device has all experts their loads add up to the mean."""
 
+WHOLE_LOGITS, CHUNK_LOGITS = 2**24, 2**21
+"""The most logits that the loss makes at once, and how many where there are more."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -109,8 +112,17 @@ def head_bytes(job: Job, layout: Layout, kind: str) -> float:
 
 
 def logit_bytes(job: Job, layout: Layout, in_flight: float) -> float:
-    """Bytes of the loss at its fullest, at the start of the backward pass; tensor parallelism cuts the vocabulary.
+    """Bytes of the loss at its fullest; tensor parallelism cuts the vocabulary.
 
-    The fp32 log-probabilities of every micro-batch in flight, and of one the gradient on them and that of the logits.
+    Up to `WHOLE_LOGITS` stand at once: at the start of the backward pass the fp32 log-probabilities of every batch in
+    flight, and of one the gradient on them and that of the logits. More come a `CHUNK_LOGITS` at a time, while the
+    gradients of the head, in fp32, and of its input are summed, which every micro-batch in flight keeps.
     """
-    return tokens_at_once(job, layout) * job.model.vocab_size / layout.tp * 4 * (in_flight + 2)
+    tokens, vocab, width = tokens_at_once(job, layout), job.model.vocab_size / layout.tp, job.model.d_model
+    if tokens * vocab <= WHOLE_LOGITS:
+        return tokens * vocab * 4 * (in_flight + 2)
+    value = VALUE_BYTES[job.precision]
+    head, rows, cast = vocab * width, tokens * width * value, value * (value < 4)
+    chunk = CHUNK_LOGITS * (4 + 4 + cast)
+    product = CHUNK_LOGITS * (4 + value) + value * head
+    return in_flight * (4 * head + rows) + max(chunk, product, cast * head)

@@ -176,7 +176,9 @@ def _about_the_run(plan: Plan) -> Iterator[str]:
             f"`nachim train` trains on one device today: the recipe holds model, data and schedule; the layout over "
             f"{best.cluster.count} devices is for the launcher you have"
         )
-    elif best.layout.recompute != "none" or best.layout.offload:
-        yield "the layout recomputes or offloads to fit; `nachim train` does neither today, and would run out of memory"
+    elif best.layout.offload:
+        yield "the layout keeps the optimizer's state in host memory; `nachim train` does not: it would run out"
+    elif best.layout.recompute != "none":
+        yield f"the layout recomputes to fit: give `nachim train` --recompute {best.layout.recompute}"
     if best.dollars is None:
         yield f"nobody knows what an hour of {best.cluster.device.name} costs: give --dollars-per-hour"

@@ -73,5 +73,5 @@ class _InChunks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         # scaled only now: the gradient of a mean over many tokens would vanish in fp16
-        grad_ND, grad_VD = ctx.grads
-        return grad_ND * scale, (grad_VD * scale).to(ctx.dtype), None, None, None
+        (grad_ND, grad_VD), ctx.grads = ctx.grads, None  # nothing stays where the graph outlives this
+        return grad_ND.mul_(scale), grad_VD.mul_(scale).to(ctx.dtype), None, None, None

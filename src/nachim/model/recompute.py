@@ -82,7 +82,7 @@ def arrange(model: DecoderModule, activations: Activations, rows: int, seq_len: 
     )
     return (
         f"of {len(blocks)} blocks {chosen.count('full')} are made again in full and {chosen.count('selective')} "
-        f"selectively: of a micro-batch they keep {held / 1e6:,.1f} MB{' in host memory' * activations.offload}"
+        f"selectively: of a micro-batch they keep {held / 1e6:,.2f} MB{' in host memory' * activations.offload}"
     )
 
 
