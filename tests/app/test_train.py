@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nachim.app.train import run_of
+from nachim.app.train import _machine, run_of, train
+from nachim.app.view import TerminalView
 from nachim.budget.shape import shape
-from nachim.spec import Muon, UserError
+from nachim.spec import Machine, Muon, UserError
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -34,3 +35,33 @@ def test_what_is_no_recipe_is_said(tmp_path: Path) -> None:
         run_of(RECIPES / "stdlib.py:groupd")
     with pytest.raises(UserError, match="no such file"):
         run_of(tmp_path / "b.py")
+
+
+def test_a_machine_is_measured_once_a_run_and_again_where_its_file_is_damaged(tmp_path: Path, monkeypatch) -> None:
+    measured = []
+
+    def measure(device: str) -> Machine:
+        measured.append(device)
+        return Machine(
+            name="test", device="cpu", cores=2, fp32_one_thread=1e9, fp32_all=2e9, bf16_one_thread=1e9, bf16_all=2e9
+        )
+
+    monkeypatch.setattr("nachim.train.machine.measure_machine", measure)
+    with TerminalView() as view:
+        assert _machine(tmp_path, view, "cpu") == _machine(tmp_path, view, "cpu") and measured == ["cpu"]
+        (tmp_path / "machine.json").write_text("{")
+        assert _machine(tmp_path, view, "cpu") == Machine.load(tmp_path / "machine.json") and len(measured) == 2
+        (tmp_path / "machine.json").unlink()
+        (tmp_path / "result.json").write_text("{}")
+        assert _machine(tmp_path, view, "cpu") is None, "what is over need not be measured"
+
+
+def test_what_cannot_be_sampled_or_traced_is_said_before_anything_runs(tmp_path: Path) -> None:
+    run_of(RECIPES / "stdlib.py").save(tmp_path / "run.json")
+    for flags, said in ({"statistics": -1}, "--statistics -1"), ({"profile": 0}, "--profile 0"):
+        with pytest.raises(UserError, match=said):
+            train(tmp_path, **flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    (tmp_path / "study").mkdir()
+    with pytest.raises(UserError, match="single run"):
+        train(tmp_path / "study", profile=3)

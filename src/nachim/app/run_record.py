@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,8 @@ def open_run(root: Path) -> RunRecord:
     record.operations = _json(root / "profile" / "operations.json")
     record.pulse = pulse(root)
     record.journal = _journal(root / JOURNAL)
-    record.machine = Machine.load(root / "machine.json") if (root / "machine.json").exists() else None
+    with contextlib.suppress(UserError):  # then no utilisation is shown
+        record.machine = Machine.load(root / "machine.json")
     record.checkpoints = sorted(path.name for path in (root / "checkpoint").glob("step-*"))
     if not record.rows:
         record.gaps.append("No step was saved yet: metrics are written with every checkpoint.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsonlib
 import os
 from pathlib import Path
@@ -81,7 +82,7 @@ def _train_file(
     run = run_of(source)
     if out is None and not source.is_dir():
         raise UserError(f"say where to train {source}: add --out DIR")
-    folder = out or source
+    folder, onlookers = out or source, _onlookers(statistics, profile, view)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     device = "cuda" if torch.cuda.is_available() else "cpu"
     place = Place(cache=CACHE, device=device, threads=threads, activations=activations)
@@ -93,7 +94,7 @@ def _train_file(
 
     view.stage("training")
     view.quiet()
-    watch = Watch(say, view.stopping, (*_onlookers(statistics, profile, view), live))
+    watch = Watch(say, view.stopping, (*onlookers, live))
     try:
         with tracking(folder, track, view.say):
             return carry_out(run, folder, place, lambda run, step, loss: None, watch=watch)
@@ -107,12 +108,14 @@ def _machine(out: Path, view: TerminalView, device: str) -> Machine | None:
     from nachim.train.machine import measure_machine
 
     path = out / "machine.json"
-    if not path.exists():
-        if (out / "result.json").exists():
-            return None
-        view.stage("machine")
-        measure_machine(device).save(path)
-    return Machine.load(path)
+    with contextlib.suppress(UserError):  # missing or damaged: measured anew
+        return Machine.load(path)
+    if (out / "result.json").exists():
+        return None
+    view.stage("machine")
+    found = measure_machine(device)
+    found.save(path)
+    return found
 
 
 def _onlookers(statistics: int | None, profile: int | None, view: TerminalView) -> list[Onlooker]:

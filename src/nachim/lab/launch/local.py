@@ -74,8 +74,7 @@ def carry_out_all(
                 f"a training process died under {root}, perhaps for want of memory; run the same command again to go on"
             ) from error
         except BaseException:
-            for job in jobs:
-                job.cancel()
+            stop.set()
             for process in (pool._processes or {}).values():
                 process.kill()
             raise
@@ -84,17 +83,22 @@ def carry_out_all(
 def _follow(
     jobs: list[Future[None]], news: Any, on_event: Callable[[Event], None], stopping: Callable[[], bool], stop: Any
 ) -> bool:
-    """Wait for the jobs, and pass on their news; whether they were stopped before all were done."""
-    open_jobs, stopped = set(jobs), False
+    """Wait for the jobs, and pass on their news; whether they were stopped before all were done.
+
+    Jobs that wait their turn are not cancelled: each ends at once in the worker that takes it up.
+    """
+    open_jobs, stopped, begun = set(jobs), False, False
     while open_jobs:
         if stopping() and not stop.is_set():
+            if not begun:  # nothing to save yet: workers that are only starting need not be waited for
+                raise Stopped(None)
             stop.set()
-            open_jobs -= {job for job in jobs if job.cancel()}
             stopped = True
         done, open_jobs = wait(open_jobs, timeout=EVERY_SECONDS)
         try:
             while True:
                 on_event(news.get_nowait())
+                begun = True
         except queue.Empty:
             pass
         for job in done:
