@@ -148,3 +148,5 @@ def test_bad_input_writes_nothing(run, tmp_path, capsys):
         with pytest.raises(UserError, match=said):
             fisher(folder, tmp_path / "out", sequences=count)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="is there already"):
+        fisher(run, tmp_path / "theirs")

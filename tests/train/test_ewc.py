@@ -161,10 +161,10 @@ def test_what_is_written_is_what_is_opened(tmp_path):
     model = fresh(tiny_run())
     information = fisher(model, batches(0, 2))
     named = dict(model.named_parameters())
-    mark = ewc.save(tmp_path / "f", information, named, {"sequences": 2})
-    told = json.loads((tmp_path / "f" / "fisher.json").read_text())
+    mark = ewc.save(tmp_path, information, named, {"sequences": 2})
+    told = json.loads((tmp_path / "fisher.json").read_text())
     assert told == {"fingerprint": mark, "sequences": 2}
-    part = EWC(folder=str(tmp_path / "f"), strength=3.0, fingerprint=mark)
+    part = EWC(folder=str(tmp_path), strength=3.0, fingerprint=mark)
     opened = open_penalty(part, model, "cpu")
     assert opened.strength == 3.0
     assert not differing(dict(opened.information), information)
@@ -173,17 +173,32 @@ def test_what_is_written_is_what_is_opened(tmp_path):
 
 def test_what_cannot_hold_the_run_is_refused(tmp_path):
     model = fresh(tiny_run())
-    ewc.save(tmp_path / "f", fisher(model, batches(0, 1)), dict(model.named_parameters()), {})
-    part = EWC(folder=str(tmp_path / "f"), strength=1.0)
+    ewc.save(tmp_path, fisher(model, batches(0, 1)), dict(model.named_parameters()), {})
+    part = EWC(folder=str(tmp_path), strength=1.0)
     with pytest.raises(UserError, match=r"which has no fisher.safetensors: `nachim fisher` writes it"):
-        open_penalty(replace(part, folder=str(tmp_path)), model, "cpu")
+        open_penalty(replace(part, folder=str(tmp_path / "nowhere")), model, "cpu")
     with pytest.raises(UserError, match=r"EWC.fingerprint is ab12, and .* has"):
         open_penalty(replace(part, fingerprint="ab12"), model, "cpu")
     with pytest.raises(UserError, match="is of another model than the run's"):
         open_penalty(part, fresh(tiny_run(d_model=8)), "cpu")
-    with pytest.raises(UserError, match="is there already"):
-        ewc.save(tmp_path / "f", {}, {}, {})
-    path = tmp_path / "f" / "fisher.safetensors"
+    path = tmp_path / "fisher.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="cannot be read"):
         open_penalty(part, model, "cpu")
+
+
+def test_noise_on_all_weights_moves_the_distribution_by_half_the_trace():
+    """For noise of variance s the mean of KL(p, p moved) is s / 2 * the trace of F, for small s."""
+    model, ids = fresh(tiny_run()).double(), batches(0, 60)
+    trace = sum(float(one.sum()) for one in fisher(model, ids).values())
+    read = torch.from_numpy(ids[:, :-1])
+    weights = list(model.parameters())
+    draws, moved = torch.Generator().manual_seed(0), []
+    with torch.no_grad():
+        kept = [weight.clone() for weight in weights]
+        before = model(read).log_softmax(-1)
+        for _ in range(40):
+            for weight, one in zip(weights, kept, strict=True):
+                weight.copy_(one + 1e-3 * torch.randn(one.shape, generator=draws, dtype=one.dtype))
+            moved.append(float((before.exp() * (before - model(read).log_softmax(-1))).sum(-1).mean()))
+    assert np.mean(moved) == pytest.approx(1e-6 / 2 * trace, rel=0.1)

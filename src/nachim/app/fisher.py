@@ -13,6 +13,7 @@ import tyro
 from nachim.app.ask import CACHE
 from nachim.app.view import TerminalView
 from nachim.spec import Part, Run, UserError
+from nachim.spec.disk import new_folder
 
 
 def fisher(
@@ -25,8 +26,8 @@ def fisher(
     """Estimate the diagonal Fisher information of a run's newest weights on the text it was trained on.
 
     Put what this prints as `ewc` into a recipe that starts from the run and reads other text: what the old text needs
-    is held, the rest may move (arXiv 1612.00796). With strength=1 the penalty estimates how far the old text's loss
-    rises, in nat/token; docs/continual.md says what strengths gave. DIR holds the weights too, and needs RUN no more.
+    is held, the rest may move (arXiv 1612.00796). docs/continual.md says what strengths gave, and that some old text
+    mixed into the new, where there is any, holds more for less. DIR holds the weights too, and needs RUN no more.
 
     Example: nachim fisher runs/first --out runs/first-fisher
 
@@ -60,21 +61,22 @@ def informed(
     if sequences < 1:
         raise UserError(f"--sequences is {sequences}; it must be at least 1")
     data = recipe_of(run, on).data
-    batches, model = open_batches(data, CACHE), load(run)
-    began = time.perf_counter()
-    rows = (batches.batch(index, 1)[0] for index in range(sequences))
-    information = ewc.fisher(model, rows, seed=data.seed, done=lambda count: tick(count / sequences))
-    facts = {
-        "run": str(run),
-        "run_weights": fingerprint(run),
-        "data": data.to_json(),
-        "labels": "drawn from the model",
-        "sequences": sequences,
-        "tokens": sequences * data.seq_len,
-        "weights": sum(one.numel() for one in information.values()),
-        "trace": sum(float(one.sum()) for one in information.values()),
-    }
-    found = ewc.save(out, information, dict(model.named_parameters()), facts)
+    with new_folder(out) as folder:
+        batches, model = open_batches(data, CACHE), load(run)
+        began = time.perf_counter()
+        rows = (batches.batch(index, 1)[0] for index in range(sequences))
+        information = ewc.fisher(model, rows, seed=data.seed, done=lambda count: tick(count / sequences))
+        facts = {
+            "run": str(run),
+            "run_weights": fingerprint(run),
+            "data": data.to_json(),
+            "labels": "drawn from the model",
+            "sequences": sequences,
+            "tokens": sequences * data.seq_len,
+            "weights": sum(one.numel() for one in information.values()),
+            "trace": sum(float(one.sum()) for one in information.values()),
+        }
+        found = ewc.save(folder, information, dict(model.named_parameters()), facts)
     return {"out": str(out), "fingerprint": found, **facts, "seconds": time.perf_counter() - began}
 
 

@@ -82,8 +82,8 @@ class Reweight(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(Part):
-    """Several corpora read as one, by weight: a sequence is of one corpus, and no stretch of the run has more than a
-    sequence or two of a corpus beyond its share.
+    """Several corpora read as one, by weight: a sequence is of one corpus, and after any number of them each corpus has
+    had its share, give or take fewer sequences than there are corpora.
 
     The first ingredient's train split is what a tokenizer is trained on, and all are written in it. `changes` are a
     course of weights over the run: a curriculum, or a last stretch of better text. Each corpus is validated apart.

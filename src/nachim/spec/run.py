@@ -37,8 +37,8 @@ class EWC(Part):
     """Elastic weight consolidation: strength / 2 * sum F (theta - theta*)^2 beside the loss (arXiv 1612.00796, eq. 3).
 
     `folder` holds the weights theta* and their Fisher information F, as `nachim fisher` wrote them. F is that of a
-    token, so that with a strength of 1 the penalty estimates how far the old text's loss has risen, in nat/token.
-    `fingerprint` is that of the file; a run that carries it refuses any other.
+    token: were all off its diagonal zero, the penalty of strength 1 would be the old text's rise in nat/token. It is
+    less, by tens (ideas/forgetting.md). `fingerprint` is that of the file; a run that carries it refuses any other.
     """
 
     folder: str

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nachim.spec import EWC, UserError
-from nachim.spec.disk import full_disk_is_an_error, new_folder, write_text
+from nachim.spec.disk import full_disk_is_an_error, write_text
 from nachim.train.manifest import sha256
 
 TENSORS, FACTS = "fisher.safetensors", "fisher.json"
@@ -50,22 +50,21 @@ def fisher(
     return {name: total / tokens for name, total in found.items()}
 
 
-def save(out: Path, information: Mapping[str, Tensor], weights: Mapping[str, Tensor], facts: dict[str, Any]) -> str:
+def save(folder: Path, information: Mapping[str, Tensor], weights: Mapping[str, Tensor], facts: dict[str, Any]) -> str:
     """Write Fisher information, the weights it was taken at, and where both came from; the file's fingerprint.
 
-    Raises UserError where `out` is neither new nor empty, or the disk refuses.
+    Raises UserError where the disk refuses.
     """
     tensors = {INFORMATION + name: one.cpu().contiguous() for name, one in information.items()}
     tensors |= {ANCHOR + name: weights[name].detach().float().cpu().contiguous() for name in information}
-    with new_folder(out) as folder:
-        path = folder / TENSORS
-        try:
-            with full_disk_is_an_error(path):
-                save_file(tensors, path, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise UserError(f"cannot write {path}: {error}; is the disk full?") from error
-        found = sha256(path)
-        write_text(folder / FACTS, json.dumps({"fingerprint": found, **facts}, indent=2) + "\n")
+    path = folder / TENSORS
+    try:
+        with full_disk_is_an_error(path):
+            save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(f"cannot write {path}: {error}; is the disk full?") from error
+    found = sha256(path)
+    write_text(folder / FACTS, json.dumps({"fingerprint": found, **facts}, indent=2) + "\n")
     return found
 
 
