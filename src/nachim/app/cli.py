@@ -36,6 +36,7 @@ VERBS = {
     "fisher": "nachim.app.fisher:fisher",
     "data": "nachim.app.data:data",
     "report": "nachim.app.report:report",
+    "generate": "nachim.app.generate:generate",
 }
 """Where each verb's function stands. Only that of the verb asked for is imported: a plan must not wait for plotly."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nachim.infer.folder import Loaded, opened
+from nachim.infer.pages import GONE
 from nachim.infer.prefix import hashes
 from nachim.infer.request import SEEDS, Chunk, Completion, Constraint, Request, Sampling
 from nachim.infer.runner import Runner, Work
@@ -219,6 +221,9 @@ class Engine:
         for place, logits_V in enumerate(logits_RV):
             draft = drafts[place] if place < len(logits_RV) - 1 else None
             token = _next(sample, logits_V, draft, laws[place] if draft is not None and laws else None)
+            if self.drafter is not None and draft is not None:
+                self.drafter.guessed += 1
+                self.drafter.held += token == draft
             if sample.finish_reason is not None or token != draft:
                 break
         sample.sequence.drafts = []
@@ -237,17 +242,44 @@ class Engine:
                 chunks += [sample.chunk() for sample in served.best()]
         return chunks
 
+    def facts(self) -> dict[str, Any]:
+        """What the cache holds now, and what was done since the engine was opened, as plain JSON values.
+
+        `waste` is the share of slots in the pages of running samples that hold no token.
+        """
+        scheduler, prefixes = self.scheduler, self.scheduler.prefixes
+        groups = [(held, group) for held in scheduler.running for group in held.tables]
+        slots = sum(len(held.tables[group]) - held.tables[group].count(GONE) for held, group in groups) * PAGE
+        lost = sum(held.tables[group].count(GONE) for held, group in groups) * PAGE
+        tokens = sum(held.computed for held, _ in groups) - lost
+        return {
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "cache_bytes": self.store.nbytes,
+            "used_bytes": self.store.used_bytes(),
+            "waste": 1 - tokens / slots if slots else 0.0,
+            "passes": scheduler.passes,
+            "preempted": scheduler.preempted,
+            "prefix_blocks": len(prefixes.blocks),
+            "prefix_hits": prefixes.found,
+            "drafts_guessed": 0 if self.drafter is None else self.drafter.guessed,
+            "drafts_held": 0 if self.drafter is None else self.drafter.held,
+        }
+
     def generate(self, prompts: Sequence[str | Sequence[int]], **sampling: Any) -> list[Completion]:
         """The completion of each prompt, in order; `sampling` are the fields of `Sampling`.
 
         Each prompt without a seed draws its own. With `n` above 1 the others are in `samples`. Raises UserError for a
         prompt that cannot be served, before any is.
         """
-        asked = Sampling(**sampling)
+        return self.serve(prompts, Sampling(**sampling))
+
+    def serve(self, prompts: Sequence[str | Sequence[int]], sampling: Sampling) -> list[Completion]:
+        """As `generate`, of sampling that was checked."""
         if isinstance(prompts, str):
             raise UserError("prompts is one string: give a list of prompts")
         encoded = [self.encode(prompt) for prompt in prompts]
-        served = [self.served[self.add(prompt, asked)] for prompt in encoded]
+        served = [self.served[self.add(prompt, sampling)] for prompt in encoded]
         while any(one.request.id in self.served for one in served):
             self.step()
         return [completed(one) for one in served]
@@ -255,8 +287,6 @@ class Engine:
 
 def completed(served: Served) -> Completion:
     """The completion of a request that has ended."""
-    from dataclasses import replace
-
     samples = tuple(sample.completion() for sample in served.best())
     return samples[0] if len(samples) == 1 else replace(samples[0], samples=samples)
 

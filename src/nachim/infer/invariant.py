@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 TILE = 16
 """Rows of a product that is not steady by itself."""
-FEWEST = 2
-"""Rows of a packed product: with one it may be another kernel."""
-TRIED = (2, 3, 8, 15, 16, 17, 33, 64)
-"""Numbers of rows that must agree bit for bit before a packed product counts as steady."""
+TRIED = (1, 2, 3, 8, 15, 16, 17, 33, 64)
+"""Numbers of rows that must agree bit for bit before packed products count as steady; one may be another kernel."""
 VALUES, PIECE = 32, 1 << 15
 """Values an elementwise kernel takes at once, and how many one thread takes alone."""
 CURVED = (
@@ -48,22 +46,32 @@ CURVED = (
 """Functions of single values that are computed by other formulas in vectors than alone."""
 
 
+class Packed(NamedTuple):
+    """A weight, packed where it is multiplied so, and the fewest rows that it is multiplied with."""
+
+    weight: Tensor
+    ready: Tensor | None
+    fewest: int
+
+
 class Linears:
     """`F.linear` on packed weights. Each weight is packed when it is first met; biases are added by the kernel."""
 
     def __init__(self) -> None:
-        self.packed: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor | None]] = {}
-        self.known: dict[tuple[tuple[int, ...], torch.dtype], bool] = {}
+        self.named: dict[int, Packed] = {}
+        self.placed: dict[tuple[int, tuple[int, ...]], Packed] = {}
+        self.known: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
 
     def pack(self, weight: Tensor) -> None:
         """Pack a weight that will stay."""
-        ready = None
-        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and self.steady(weight):
+        fewest, ready = 0, None
+        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and (fewest := self.steady(weight)):
             ready = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-        self.packed[_key(weight)] = (weight, ready)
+        held = Packed(weight, ready, fewest)
+        self.named[id(weight)] = self.placed[_key(weight)] = held
 
-    def steady(self, weight: Tensor) -> bool:
-        """Whether packed products by weights of this shape give rows the same bits however many they are."""
+    def steady(self, weight: Tensor) -> int:
+        """From how many rows on packed products by weights of this shape give rows the same bits; 0 where never."""
         key = (tuple(weight.shape), weight.dtype)
         if key not in self.known:
             generator = torch.Generator().manual_seed(0)
@@ -71,19 +79,20 @@ class Linears:
             x_RD = torch.randn(max(TRIED), weight.shape[1], generator=generator).to(weight.dtype)
             packed = torch.ops.mkldnn._reorder_linear_weight(made)
             whole = _multiply(x_RD, packed, None)
-            self.known[key] = all(torch.equal(_multiply(x_RD[-n:], packed, None), whole[-n:]) for n in TRIED)
+            same = {n: torch.equal(_multiply(x_RD[-n:], packed, None), whole[-n:]) for n in TRIED}
+            self.known[key] = 1 if all(same.values()) else 2 * all(same[n] for n in TRIED if n > 1)
         return self.known[key]
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., in] to [..., out], each row as if it were alone."""
-        held = self.packed.get(_key(weight))
+        held = self.named.get(id(weight)) or self.placed.get(_key(weight))
         x_RD = x.reshape(-1, x.shape[-1])
         rows = len(x_RD)
-        if held is None or held[1] is None:
+        if held is None or held.ready is None:
             return tiled(x_RD, weight, bias).view(*x.shape[:-1], -1)
-        if rows < FEWEST:
-            x_RD = F.pad(x_RD, (0, 0, 0, FEWEST - rows))
-        return _multiply(x_RD, held[1], bias)[:rows].view(*x.shape[:-1], -1)
+        if rows < held.fewest:
+            x_RD = F.pad(x_RD, (0, 0, 0, held.fewest - rows))
+        return _multiply(x_RD, held.ready, bias)[:rows].view(*x.shape[:-1], -1)
 
 
 def _key(weight: Tensor) -> tuple[int, tuple[int, ...]]:

@@ -57,10 +57,6 @@ class Sampling:
     n: int = 1
     best_of: int | None = None
     """Samples drawn, of which the `n` of the highest mean log-probability are given back; None draws `n`."""
-    beams: int | None = None
-    """Beam search of this width instead of sampling; the `n` best sequences are given back."""
-    length_penalty: float = 1.0
-    """Of beam search: a sequence's log-probability is divided by its length to this power."""
     logprobs: bool = False
     top_logprobs: int = 0
     prompt_logprobs: bool = False
@@ -85,7 +81,7 @@ class Sampling:
         self._whole("max_tokens", 1, None)
         self._whole("n", 1, MOST_SAMPLES)
         self._whole("top_logprobs", 0, MOST_TOP)
-        for name, least, most in (("top_k", 1, None), ("beams", 1, MOST_SAMPLES), ("seed", 0, SEEDS - 1)):
+        for name, least, most in (("top_k", 1, None), ("seed", 0, SEEDS - 1)):
             if getattr(self, name) is not None:
                 self._whole(name, least, most)
         if self.best_of is not None:
@@ -99,17 +95,7 @@ class Sampling:
         self._number("repetition_penalty", 0, math.inf, above=True)
         self._number("presence_penalty", -2, 2)
         self._number("frequency_penalty", -2, 2)
-        self._number("length_penalty", -math.inf, math.inf)
-        self._check_beams()
         self._check_lists()
-
-    def _check_beams(self) -> None:
-        if self.beams is None:
-            return
-        if self.beams < self.n:
-            self.refuse("beams", f"is {self.beams}; it must be at least n, which is {self.n}")
-        if self.best_of is not None:
-            self.refuse("best_of", "and beams were both given; beam search keeps the best by itself")
 
     def _check_lists(self) -> None:
         for text in self.stop:
@@ -141,14 +127,15 @@ class Sampling:
         value = getattr(self, name)
         if _is_number(value) and least <= value <= most and not (above and value == least):
             return
-        low = "" if least == -math.inf else f" {'above' if above else 'of at least'} {least}"
-        high = "" if most == math.inf else f"{' and' if low else ''} at most {most}"
-        self.refuse(name, f"is {value!r}; it must be a finite number{low}{high}")
+        high = "" if most == math.inf else f" and at most {most}"
+        self.refuse(
+            name, f"is {value!r}; it must be a finite number {'above' if above else 'of at least'} {least}{high}"
+        )
 
     @property
     def samples(self) -> int:
         """Sequences that are generated at once."""
-        return self.beams or self.best_of or self.n
+        return self.best_of or self.n
 
     @property
     def greedy(self) -> bool:

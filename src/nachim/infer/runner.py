@@ -70,9 +70,10 @@ class Paged(Apart):
             axis = len(store.layers[layer].shapes[name][0])
             store.write(layer, name, last, values.squeeze(axis + 1).movedim(0, axis))
         found = []
-        for number, (row, seen) in enumerate(zip(self.rows, slots, strict=True)):
-            kept = [store.read(layer, name, seen) for name in new]
-            found.append(mix(q_BHTE[number : number + 1], *kept, row.frame))
+        with torch._C.DisableTorchFunction():  # one row is the same wherever it is: nothing to keep apart
+            for number, (row, seen) in enumerate(zip(self.rows, slots, strict=True)):
+                kept = [store.read(layer, name, seen) for name in new]
+                found.append(mix(q_BHTE[number : number + 1], *kept, row.frame))
         return torch.cat(found)
 
 

@@ -151,7 +151,7 @@ class Small(Drafter):
         if theirs != ours:
             raise UserError(f"the draft model has {theirs} tokens and the model {ours}: they must have the same")
         self.block, page = engine.block, engine.store.page
-        tokens = page * max(len(pool.owners) for pool in engine.store.pools.values())
+        tokens = page * max((len(pool.owners) for pool in engine.store.pools.values()), default=1)
         weight = small.model.embedding.weight
         self.store = Store(small.model.spec, tokens, page, weight.dtype, weight.device)
         self.runner = Runner(small.model, self.store, engine.invariant)

@@ -52,7 +52,7 @@ class Store:
         self.page = page
         self.layers = [kept(block) for block in spec.blocks]
         count = -(-tokens // page)
-        groups = {layer.window for layer in self.layers if layer.shapes} or {None}
+        groups = {layer.window for layer in self.layers if layer.shapes}
         self.pools: dict[Group, Pages] = {group: Pages(count) for group in groups}
         self.tensors = [
             {

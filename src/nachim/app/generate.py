@@ -1,0 +1,136 @@
+"""The verb `nachim generate`: text that a model goes on with."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from nachim.spec import UserError
+
+if TYPE_CHECKING:
+    from nachim.infer.engine import Engine
+    from nachim.infer.request import Completion, Sampling
+
+
+def generate(
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
+    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    tokens: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    n: int = 1,
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    ignore_eos: bool = False,
+    logprobs: bool = False,
+    draft: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    context: int | None = None,
+    json: bool = False,
+) -> int:
+    """Generate text with a model: a run trained here, or a Hugging Face checkpoint.
+
+    One prompt is printed as it grows; several are served together, each as if it were alone. The same seed gives the
+    same text again, whatever else is served.
+
+    Example: nachim generate runs/first --prompt "def parse(" --max-tokens 64 --temperature 0.7 --seed 1
+
+    Args:
+        folder: The folder of a run or checkpoint.
+        prompt: What to go on from; may be given several times. Without any, standard input is one prompt.
+        tokens: A prompt as token ids, such as "12 7 99"; may be given several times.
+        max_tokens: Tokens to generate at most.
+        temperature: 0 takes the likeliest token.
+        top_k: Draw from the likeliest K tokens only.
+        top_p: Draw from the likeliest tokens that have this share together only.
+        min_p: Draw from tokens of at least this share of the likeliest one's probability only.
+        repetition_penalty: Divide the logits of tokens that stand in the text already.
+        seed: Of the random numbers; drawn where not given.
+        n: Samples of each prompt.
+        stop: Text that ends a sample; may be given several times.
+        ignore_eos: Go on after an end-of-text token.
+        logprobs: With --json, the log-probability of each token.
+        draft: Guess tokens for the model to check, several a pass: ngram, mtp, or the folder of a smaller model.
+        dtype: Precision of the weights.
+        context: Tokens of a sequence at most; by default those of the training.
+        json: Print one JSON object.
+    """
+    from nachim.infer.engine import Engine
+    from nachim.infer.request import Sampling
+
+    sampling = Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        n=n,
+        stop=stop,
+        ignore_eos=ignore_eos,
+        logprobs=logprobs,
+    )
+    prompts = [*prompt, *(_ids(text) for text in tokens)] or [sys.stdin.read()]
+    engine = Engine(folder, dtype, context=context, draft=draft)
+    begin = time.perf_counter()
+    if len(prompts) == 1 and n == 1 and not json and engine.tokenizer is not None:
+        count = _stream(engine, prompts[0], sampling)
+    else:
+        found = engine.serve(prompts, sampling)
+        samples = [sample for one in found for sample in one.samples or (one,)]
+        count = sum(len(sample.tokens) for sample in samples)
+        if json:
+            print(jsonlib.dumps({"completions": [_plain(sample) for sample in samples], "engine": engine.facts()}))
+        else:
+            _show(samples)
+    seconds = time.perf_counter() - begin
+    Console(stderr=True).print(f"{count} tokens in {seconds:.1f} s, {count / seconds:.0f} a second", style="dim")
+    return 0
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise UserError(f"--tokens is {text!r}; give token ids, such as '12 7 99'") from error
+
+
+def _stream(engine: Engine, prompt: str | list[int], sampling: Sampling) -> int:
+    """Print a sample as it grows; its tokens."""
+    engine.add(prompt, sampling)
+    count = 0
+    while not engine.idle:
+        for chunk in engine.step():
+            print(chunk.text, end="", flush=True)
+            count += len(chunk.tokens)
+    print()
+    return count
+
+
+def _show(samples: list[Completion]) -> None:
+    for sample in samples:
+        print(f"[{sample.request}.{sample.sample}, {sample.finish_reason}]")
+        print(sample.text or " ".join(map(str, sample.tokens)))
+
+
+def _plain(sample: Completion) -> dict[str, Any]:
+    return {
+        "request": sample.request,
+        "sample": sample.sample,
+        "prompt_tokens": list(sample.prompt),
+        "tokens": list(sample.tokens),
+        "text": sample.text,
+        "logprobs": None if sample.logprobs is None else list(sample.logprobs),
+        "finish_reason": sample.finish_reason,
+    }
