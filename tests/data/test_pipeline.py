@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from nachim.data.deduplicate import Deduplicate
 from nachim.data.ingest import Origin
 from nachim.data.pipeline import Pipeline, build
+from nachim.data.quality import Rules
+from nachim.data.rules import GopherWords
 from nachim.data.shards import read_shard
 from nachim.data.stage import Drop, Joined, PerRow, WholeSet
+from nachim.data.work import modules_of
 from nachim.spec import Files, UserError
 
 
@@ -87,3 +94,22 @@ def test_nothing_to_read(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": 3}\n')
     with pytest.raises(UserError, match=r"no document in files; 1 left out: not a string"):
         build(Pipeline(origins=(Origin(corpus=Files(path=str(tmp_path / "in.jsonl"))),)), tmp_path / "out")
+
+
+CHILD = """
+import json, sys
+from nachim.data.work import learn
+learn(json.loads(sys.argv[1]))
+from nachim.data.stage import Stage
+for told in json.loads(sys.argv[2]):
+    print(type(Stage.from_json(told)).__module__)
+"""
+
+
+def test_a_process_that_knows_nothing_learns_every_part(pipeline):
+    stages = (Long(), Deduplicate(), Rules(rules=(GopherWords(least=1.0),)))
+    modules = modules_of(dataclasses.replace(pipeline, stages=stages))
+    assert {"nachim.data.deduplicate", "nachim.data.quality", "nachim.data.rules"} <= {name for name, _ in modules}
+    told = [json.dumps(one) for one in (modules, [stage.to_json() for stage in stages])]
+    done = subprocess.run([sys.executable, "-c", CHILD, *told], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [type(stage).__module__ for stage in stages]

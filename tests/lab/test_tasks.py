@@ -39,7 +39,7 @@ def array(tmp_path, monkeypatch):
     """An array whose jobs are done here, one after another."""
     pytest.importorskip("submitit")
     monkeypatch.setattr(tasks, "EVERY_SECONDS", 0)
-    return lambda pipeline: SlurmArray(tmp_path / "jobs", 3, modules_of(pipeline.stages), "debug")
+    return lambda pipeline: SlurmArray(tmp_path / "jobs", 3, modules_of(pipeline), "debug")
 
 
 def test_an_array_comes_to_the_same_bytes(pipeline, tmp_path, array):
@@ -71,7 +71,7 @@ def test_ray_comes_to_the_same_bytes(pipeline, tmp_path):
     ray = pytest.importorskip("ray")
     one = build(pipeline, tmp_path / "one")
     try:
-        two = build(pipeline, tmp_path / "two", elsewhere=RayTasks(modules_of(pipeline.stages), workers=2))
+        two = build(pipeline, tmp_path / "two", elsewhere=RayTasks(modules_of(pipeline), workers=2))
     finally:
         ray.shutdown()
     assert one.to_json() == two.to_json()

@@ -82,7 +82,7 @@ class Build:
             return None
         from nachim.lab.launch.tasks import RayTasks, SlurmArray
 
-        modules = modules_of(pipeline.stages)
+        modules = modules_of(pipeline)
         if self.on == "ray":
             return RayTasks(modules, self.address, self.workers or cores())
         return SlurmArray(self.out / "jobs", self.workers or cores(), modules, **options(self.slurm))

@@ -134,7 +134,7 @@ def build(
     with locked(out / ".lock"), contextlib.ExitStack() as stack:
         run: Runner = elsewhere or here
         if workers > 1 and elsewhere is None:
-            run = stack.enter_context(Pool(workers, modules_of(pipeline.stages)))
+            run = stack.enter_context(Pool(workers, modules_of(pipeline)))
         return _Build(pipeline, out / "stages", run, listen).into(out)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from nachim.data.shards import done, dropped_of, read_shard, write_lines, write_
 from nachim.data.stage import Drop, Outcome, PerRow, Row, Stage, Summary, WholeSet
 from nachim.spec.disk import replacing
 from nachim.spec.error import UserError
+from nachim.spec.part import Part
 
 KEY = "_key"
 Modules = list[tuple[str, str]]
@@ -125,17 +126,28 @@ def told_of(drop: Drop, row: Row) -> Row:
     return {"id": row["id"], "source": row.get("source", ""), "reason": drop.reason, "about": drop.about}
 
 
-def modules_of(stages: Sequence[Stage]) -> Modules:
-    """Name and file of every module outside the product that defines one of `stages`: workers must read it too."""
-    names = sorted({type(stage).__module__ for stage in stages})
-    files: dict[str, Any] = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
-    return [(name, file) for name, file in files.items() if file and not name.startswith("nachim.")]
+def modules_of(part: Part) -> Modules:
+    """Name and file of every module that defines `part` or a part of it: a worker reads no JSON of parts it lacks."""
+    names = sorted({type(one).__module__ for one in _parts_of(part)})
+    return [(name, str(getattr(sys.modules[name], "__file__", ""))) for name in names]
+
+
+def _parts_of(part: Part) -> Iterator[Part]:
+    yield part
+    for field in fields(part):
+        value = getattr(part, field.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, Part):
+                yield from _parts_of(one)
 
 
 def learn(modules: Modules) -> None:
-    """Read `modules`, so that the stages that they define are known in this process."""
+    """Read `modules`, so that the parts that they define are known in this process."""
     for name, file in modules:
         if name in sys.modules:
+            continue
+        if name.startswith("nachim."):
+            importlib.import_module(name)
             continue
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None and spec.loader is not None  # it was loaded from there before
