@@ -111,3 +111,10 @@ def test_sparklines():
     assert sparkline([float(value) for value in range(8)], 8)[0] == "▁"
     falling = sparkline([100.0, *(10.0 - 0.1 * step for step in range(90))], 48)
     assert len(falling) <= 48 and falling[0] == "█" and falling[-1] == "▁" and len(set(falling)) >= 7
+
+
+def test_texts_of_a_mixture_are_told_apart(tmp_path, clock):
+    one = LiveRun(console(False), MACHINE, 1)
+    one.begin(tmp_path, tiny_run(100), 0, print)
+    one.after(row(1, **{"validation_loss": 1.25, "bpb": 0.9, "bpb/old": 0.5, "bpb/new": 1.5}))
+    assert "validation 1.2500, 0.9000 bpb (old 0.5000, new 1.5000) at step 1" in shown(one)

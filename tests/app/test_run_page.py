@@ -148,3 +148,13 @@ def test_long_curves_are_thinned_to_means():
     assert len(x) <= run_figures.POINTS and x[-1] == 4000 and np.nanmin(y) >= 1 and np.nanmax(y) <= 3
     same = run_figures.thinned(np.arange(5.0), np.arange(5.0))
     assert np.array_equal(same[0], np.arange(5.0)) and NEVER > 0
+
+
+def test_texts_of_a_mixture_are_drawn_apart(record):
+    rows, steps = record.rows, record.rows["step"]
+    apart = np.where(steps == steps[-1], 9.5, np.nan)
+    fig = run_figures.loss(dataclasses.replace(record, rows=rows | {"validation_loss/old": apart}))
+    drawn = {trace.name: trace for trace in fig.data}
+    assert list(drawn["validation, old"].y) == [9.5]
+    assert list(drawn["validation"].y) == list(rows["validation_loss"][np.isfinite(rows["validation_loss"])])
+    assert fig.layout.yaxis.range is None or 10 ** fig.layout.yaxis.range[1] >= 9.5

@@ -57,7 +57,9 @@ class LiveRun(Onlooker):
             self.pace.pop(0)
         if row.get("validation_loss") is not None:
             bpb = "" if row["bpb"] is None else f", {row['bpb']:.4f} bpb"
-            self.validation = f"validation {row['validation_loss']:.4f}{bpb} at step {row['step']:,}"
+            apart = [f"{name[4:]} {value:.4f}" for name, value in row.items() if name.startswith("bpb/")]
+            each = f" ({', '.join(apart)})" if apart else ""
+            self.validation = f"validation {row['validation_loss']:.4f}{bpb}{each} at step {row['step']:,}"
         if self.live is None and now - self.spoke > PLAIN_EVERY_SECONDS:
             self.spoke = now
             self.console.print(f"  step {row['step']:,} of {self.run.train.steps:,}, {self.speed()}", markup=False)

@@ -28,15 +28,29 @@ def loss(record: RunRecord) -> go.Figure:
     fig.add_scatter(x=x, y=y, mode="lines", line={"color": SHAPES[0], "width": 1}, opacity=0.3, name="step")
     x, y = thinned(tokens, running_mean(values))
     fig.add_scatter(x=x, y=y, mode="lines", line={"color": SHAPES[0], "width": 2}, name="running mean")
-    there = np.isfinite(record.column("validation_loss"))
-    if there.any():
-        marker = {"color": MEASURED, "size": 9, "symbol": "diamond", "line": {"color": "#ffffff", "width": 1}}
-        at = {"x": tokens[there], "y": record.column("validation_loss")[there]}
-        fig.add_scatter(**at, mode="markers", marker=marker, name="validation")
+    measured = _validations(fig, record)
     _marks(fig, record, values)
-    finite = np.concatenate([y, record.column("validation_loss")[there]])
-    log_axis(fig.update_yaxes, round_ticks(float(np.nanmin(finite)), float(np.nanmax(values))), "loss, nat/token")
+    finite = np.concatenate([y, measured])
+    top = max(float(np.nanmax(values)), *measured, 0.0)
+    log_axis(fig.update_yaxes, round_ticks(float(np.nanmin(finite)), top), "loss, nat/token")
     return fig.update_xaxes(title="training tokens").update_layout(height=440)
+
+
+def _validations(fig: go.Figure, record: RunRecord) -> Array:
+    """Validation, and that of each text of a mixture apart; every loss that was measured."""
+    texts = [name for name in record.rows if name.startswith("validation_loss")]
+    found = [np.empty(0)]
+    for one, name in enumerate(texts):
+        values = record.column(name)
+        there = np.isfinite(values)
+        if there.any():
+            colour = MEASURED if name == "validation_loss" else SHAPES[one % len(SHAPES)]
+            marker = {"color": colour, "size": 9, "symbol": "diamond", "line": {"color": "#ffffff", "width": 1}}
+            at = {"x": record.column("tokens")[there], "y": values[there]}
+            label = ", ".join(["validation", *name.split("/")[1:]])
+            fig.add_scatter(**at, mode="markers", marker=marker, name=label)
+            found.append(values[there])
+    return np.concatenate(found)
 
 
 def _marks(fig: go.Figure, record: RunRecord, values: Array) -> None:
