@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+
+from nachim.model.build import build
+from nachim.model.decoder import initialise, tensors
+from nachim.model.hf.checkpoint import ORIGIN
+from nachim.model.hf.source import own, save
+from nachim.model.load import RUN
+from nachim.model.weights import CHECKPOINT, WEIGHTS, path_at
+from nachim.spec import plain
 
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 WORDS = ("the", " a", " and", "in", "er", '": "', '", "', '{"', '"}', "<tool_call>", "</tool_call>", "name", "true")
@@ -36,24 +43,22 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def checkpoint(folder: Path, seed: int = 0, hidden: int = 32, context: int = 512) -> Path:
-    """Write the checkpoint into `folder`; its sharp weights make answers that differ by token."""
-    torch.manual_seed(seed)
+def checkpoint(folder: Path, seed: int = 0, width: int = 32, context: int = 512) -> Path:
+    """Write the checkpoint into `folder`, as an imported run; nothing was trained, so answers are noise."""
     made = tokenizer()
-    config = LlamaConfig(
-        vocab_size=made.get_vocab_size(),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=context,
-        bos_token_id=None,
-        eos_token_id=made.token_to_id("<|endoftext|>"),
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    made.save(str(folder / "tokenizer.json"))
+    decoder = plain(d_model=width, n_layers=2, d_head=width // 2, vocab_size=made.get_vocab_size())
+    module = build(decoder, decoder.d_model)
+    initialise(module, seed)
+    with torch.no_grad():
+        module.head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
+    step, origin = path_at(folder / CHECKPOINT, 0), folder / ORIGIN
+    step.mkdir(parents=True)
+    origin.mkdir()
+    save({name: own(tensor.detach()) for name, tensor in tensors(module).items()}, step / WEIGHTS)
+    decoder.save(folder / RUN)
+    made.save(str(origin / "tokenizer.json"))
+    config = {"eos_token_id": made.token_to_id("<|endoftext|>"), "max_position_embeddings": context}
     told = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
-    (folder / "tokenizer_config.json").write_text(json.dumps(told), encoding="utf-8")
+    for name, value in (("config.json", config), ("tokenizer_config.json", told)):
+        (origin / name).write_text(json.dumps(value), encoding="utf-8")
     return folder

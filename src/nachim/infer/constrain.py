@@ -52,7 +52,12 @@ def json_schema(schema: Mapping[str, Any] | bool) -> Grammar:
     if isinstance(schema, Mapping) and GUIDANCE in schema:
         raise UserError(f"the JSON schema has the key {GUIDANCE!r}, which is kept for how schemas are read")
     validator = Validator(schema)
-    text, said = _sized(json.dumps(schema)), []
+    if isinstance(schema, bool):
+        schema = {} if schema else {"enum": []}
+    try:
+        text, said = _sized(json.dumps(schema, allow_nan=False)), list[str]()
+    except ValueError as error:
+        raise UserError("not a JSON schema: it holds a number that JSON has not") from error
     for reading in READINGS:
         grammar = llguidance.LLMatcher.grammar_from_json_schema(
             text, overrides={"whitespace_pattern": SPACE, **reading}
@@ -116,9 +121,10 @@ class Vocabulary:
         matcher = llguidance.LLMatcher(self.tokens, grammar.text, log_level=0)
         if matcher.is_error():
             raise UserError(f"the constraint cannot be enforced: {_short(matcher.get_error())}")
-        if matcher.is_stopped() and not matcher.is_accepting():
+        begun = Automaton(self, grammar, matcher)
+        if not begun.allowed().any():
             raise UserError("no text can satisfy the constraint")
-        return Automaton(self, grammar, matcher)
+        return begun
 
 
 class Automaton:

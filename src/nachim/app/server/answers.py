@@ -66,7 +66,7 @@ class Sample:
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         written = self.served.bytes(token)
         logprob = logprob if math.isfinite(logprob) else NEVER
-        return {"token": written.decode("utf-8", "replace"), "bytes": list(written), "logprob": logprob}
+        return {"token": written.decode("utf-8", "replace"), "bytes": list(written), "logprob": logprob, "id": token}
 
     def chat_logprobs(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         """Rows of `take` as a chat has them; None where they were not asked for."""
@@ -74,8 +74,8 @@ class Sample:
             return None
         told = []
         for row in rows:
-            top = [self._token(token, value) for token, value in row["top"].items()]
-            told.append({**row, "top_logprobs": top})
+            top = [_without_id(self._token(token, value)) for token, value in row["top"].items()]
+            told.append({**_without_id(row), "top_logprobs": top})
             del told[-1]["top"]
         return {"content": told, "refusal": None}
 
@@ -89,7 +89,7 @@ class Sample:
             offset += len(decoder.decode(bytes(row["bytes"])))
         named = [{self.served.bytes.text(t): max(v, NEVER) for t, v in row["top"].items()} or None for row in rows]
         return {
-            "tokens": [row["token"] for row in rows],
+            "tokens": [self.served.bytes.text(row["id"]) for row in rows],
             "token_logprobs": [row["logprob"] for row in rows],
             "top_logprobs": named if any(named) else None,
             "text_offset": offsets,
@@ -180,8 +180,7 @@ class CompletionAnswer(Answer):
         prompt = sample.index // len(self.samples[0])
         rows = []
         for token, value in zip(self.asks[prompt].prompt, self.read[prompt], strict=True):
-            written = self.served.bytes(token)
-            rows.append({"token": written.decode("utf-8", "replace"), "bytes": written, "logprob": value, "top": {}})
+            rows.append({"id": token, "bytes": self.served.bytes(token), "logprob": value, "top": {}})
         read = sample.text_logprobs(rows)
         tops = None
         if logprobs["top_logprobs"]:
@@ -228,3 +227,7 @@ class ChatAnswer(Answer):
     @staticmethod
     def _delta(sample: Sample, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         return {"index": sample.index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+
+
+def _without_id(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "id"}

@@ -19,7 +19,7 @@ from nachim.app.server.answers import Answer, ChatAnswer, CompletionAnswer
 from nachim.app.server.asks import Ask, of_chat, of_completion, rendered, tokens_of
 from nachim.app.server.errors import ApiError, refused
 from nachim.app.server.gate import Gate, Limits
-from nachim.app.server.metrics import Metrics
+from nachim.app.server.metrics import Metrics, pages_of
 from nachim.app.server.run import Events, Run, Slots
 from nachim.app.server.schema import Asked, Body, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from nachim.app.server.served import Served
@@ -82,6 +82,8 @@ class Api:
 
     async def told(self, request: Request) -> Response:
         """The metrics."""
+        if self.worker.failed is None:
+            self.metrics.hold(await self.worker.ask(pages_of))
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def tokenize(self, request: Request) -> Response:

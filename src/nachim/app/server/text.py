@@ -36,5 +36,9 @@ class TokenBytes:
         return written.replace("▁", " ").encode()
 
     def text(self, token: int) -> str:
-        """The token as text; bytes that are no whole character stand as their replacement."""
-        return self(token).decode("utf-8", "replace")
+        """The token as text; one that is no whole character is told as OpenAI tells it, such as bytes:\\xe2\\x82."""
+        written = self(token)
+        try:
+            return written.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in written)

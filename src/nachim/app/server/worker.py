@@ -84,6 +84,12 @@ class Worker:
             answer.add_done_callback(self._unwanted)
             raise
 
+    async def ask(self, function: Callable[[Engine], Any]) -> Any:
+        """What `function` says of the engine between two of its steps."""
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._orders.put(lambda: self._tell(answer.set_result, function(self.engine)))
+        return await answer
+
     def leave(self, stream: Stream) -> bool:
         """End a request whose client is gone, and say whether it was still going."""
         going = self._streams.pop(stream.request, None) is not None

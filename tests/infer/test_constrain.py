@@ -1,0 +1,216 @@
+"""What is written under a constraint is of it, whoever judges; what cannot be enforced is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+
+import jsonschema
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from nachim.infer import constrain
+from nachim.infer.constrain import Grammar, Vocabulary
+from nachim.infer.json_valid import Validator, matches
+from nachim.spec import UserError
+
+END = "<|endoftext|>"
+TEXT = ['{"name": "Ada", "age": 36, "tags": ["a", "b"], "near": true}', "null false 서울 the and of to in -1.5e3"] * 20
+
+
+def byte_level() -> Tokenizer:
+    """As ours are: byte-level, the end of text first."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made.train_from_iterator(
+        TEXT,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=[END], initial_alphabet=alphabet, show_progress=False),
+    )
+    return made
+
+
+def byte_fallback() -> Tokenizer:
+    """As Llama 2's is: spaces as signs, bytes as tokens where a character has none."""
+    signs = ["<unk>", "<s>", END, *(f"<0x{byte:02X}>" for byte in range(256)), *'▁{}[]",:abcdefghijklmnopqrstuvwxyz']
+    pairs = [("t", "h"), ("th", "e"), ("▁", "a")]
+    vocabulary = {sign: i for i, sign in enumerate([*signs, *(a + b for a, b in pairs)])}
+    made = Tokenizer(models.BPE(vocabulary, pairs, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.add_special_tokens(["<s>", END])
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return made
+
+
+TOKENIZERS = {"byte-level": byte_level(), "byte fallback": byte_fallback()}
+EXTRA = 5
+"""Ids of the model beyond its tokenizer's."""
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def vocabulary(request) -> Vocabulary:
+    tokenizer = TOKENIZERS[request.param]
+    made = Vocabulary(tokenizer.to_str(), tokenizer.get_vocab_size() + EXTRA, [tokenizer.token_to_id(END)])
+    made.tokenizer = tokenizer
+    return made
+
+
+def written(vocabulary: Vocabulary, grammar: Grammar, seed: int, most: int = 600) -> str | None:
+    """A text drawn evenly from the tokens allowed, that hastens to its end; None where it found none."""
+    draw, state, tokens = random.Random(seed), vocabulary.start(grammar), []
+    for _ in range(most):
+        allowed = state.allowed().nonzero()[:, 0].tolist()
+        if not allowed:
+            return None
+        ends = [token for token in allowed if token in vocabulary.ends]
+        if (ends and draw.random() < 0.5) or allowed == ends:
+            return vocabulary.tokenizer.decode(tokens)
+        texts = {token: vocabulary.tokens.decode_bytes([token]) for token in allowed if token not in ends}
+        solid = [token for token, text in texts.items() if text.strip()] or list(texts)
+        closing = [token for token in solid if texts[token][:1] in b'"}]']
+        tokens.append(draw.choice(closing if closing and draw.random() < 0.4 else solid))
+        state.accept(tokens[-1])
+    return None
+
+
+SCHEMAS = [
+    {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "서울", None]}}, "required": ["a"]},
+    {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3},
+    {"type": "string", "pattern": "^[a-c]{2,4}$"},
+    {"type": "object", "properties": {"d": {"type": "string", "format": "date"}}, "required": ["d"]},
+    {"$ref": "#/$defs/tree", "$defs": {"tree": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 2}}},
+    {"oneOf": [{"type": "integer", "multipleOf": 3}, {"type": "integer", "multipleOf": 5}]},
+    {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "minItems": 1, "maxItems": 2},
+    {"not": {"type": "string"}, "type": ["string", "integer"]},
+    {"type": "object", "additionalProperties": {"type": "null"}, "maxProperties": 2, "propertyNames": {"maxLength": 3}},
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:40])
+def test_json_of_a_schema_is_written(vocabulary, schema):
+    texts = [written(vocabulary, constrain.json_schema(schema), seed) for seed in range(3)]
+    found = [text for text in texts if text is not None]
+    assert found
+    for text in found:
+        jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
+
+
+@pytest.mark.parametrize(
+    ("made", "fits"),
+    [
+        (lambda: constrain.regex("[0-9]{3}(-[a-z]+)?"), "[0-9]{3}(-[a-z]+)?"),
+        (lambda: constrain.choices(["yes", 'a "b"', "é"]), 'yes|a "b"|é'),
+        (lambda: constrain.grammar('start: "a" b\nb: /[xy]/ "!"'), "a[xy]!"),
+        (lambda: constrain.grammar('root ::= "a" b\nb ::= [xy] "!"', "gbnf"), "a[xy]!"),
+        (constrain.json_object, r"(?s)\{.*\}"),
+    ],
+)
+def test_texts_of_other_constraints_are_written(vocabulary, made, fits):
+    texts = [written(vocabulary, made(), seed) for seed in range(3)]
+    assert any(text is not None for text in texts)
+    assert all(text is None or re.fullmatch(fits, text) for text in texts)
+
+
+def test_a_text_that_fits_is_allowed_token_by_token(vocabulary):
+    state = vocabulary.start(constrain.json_schema(SCHEMAS[0]))
+    for token in vocabulary.tokenizer.encode('{"a": 12, "b": "서울"}', add_special_tokens=False).ids:
+        assert state.allowed()[token]
+        state.accept(token)
+    allowed = state.allowed()
+    assert allowed.nonzero()[:, 0].tolist() == vocabulary.ends
+    assert allowed.dtype == torch.bool
+    assert len(allowed) == vocabulary.width
+
+
+def test_a_fork_goes_its_own_way(vocabulary):
+    first = vocabulary.start(constrain.choices(["ab", "cd"]))
+    other = first.fork()
+    a, c = (vocabulary.tokenizer.encode(sign, add_special_tokens=False).ids[0] for sign in "ac")
+    first.accept(a)
+    other.accept(c)
+    assert not torch.equal(first.allowed(), other.allowed())
+    assert torch.equal(vocabulary.start(constrain.choices(["cd"])).fork().allowed().nonzero()[:1, 0], torch.tensor([c]))
+
+
+def test_after_a_token_that_was_not_allowed_nothing_is(vocabulary):
+    state = vocabulary.start(constrain.choices(["ab"]))
+    state.accept(vocabulary.tokenizer.encode("z", add_special_tokens=False).ids[0])
+    assert not state.allowed().any()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *(
+            {"type": "no"},
+            {"type": 5},
+            {"enum": []},
+            {"$ref": "#/none"},
+            {"$ref": "http://127.0.0.1:1/x"},
+            {"pattern": "("},
+        ),
+        *({"type": "integer", "minimum": 2, "maximum": 1}, {"type": "string", "minLength": 3, "maxLength": 2}, False),
+        *({"x-guidance": {"lenient": True}}, {"allOf": [{"type": "string"}, {"type": "integer"}]}, {"required": "a"}),
+        {"type": "object", "properties": {"a": False}, "required": ["a"]},
+        {"default": float("nan")},
+    ],
+    ids=repr,
+)
+def test_no_schema_and_one_that_nothing_satisfies_are_refused(schema):
+    with pytest.raises(UserError, match="schema"):
+        constrain.json_schema(schema)
+
+
+def test_other_constraints_that_are_none_are_refused(vocabulary):
+    for make in (
+        lambda: constrain.regex("("),
+        lambda: constrain.regex("(?=a)b"),
+        lambda: constrain.regex("x" * 1_000_001),
+        lambda: constrain.choices([]),
+        lambda: constrain.choices(["a", ""]),
+        lambda: constrain.grammar("start: missing"),
+        lambda: constrain.grammar('root ::= "a', "gbnf"),
+        lambda: vocabulary.start(constrain.regex(r"[^\s\S]")),
+        lambda: vocabulary.start(constrain.grammar('start: a\na: a "x"')),
+        lambda: Vocabulary(TOKENIZERS["byte-level"].to_str(), 400, []),
+        lambda: Vocabulary("{}", 400, [0]),
+    ):
+        with pytest.raises(UserError):
+            make()
+
+
+@settings(max_examples=40)
+@given(text=st.text(max_size=12), pattern=st.sampled_from(["a", "^a", "b$", "^[^b]*$", r"\d", "^(a|b)+$", "", "x{2,}"]))
+def test_expressions_match_as_pythons_do(text, pattern):
+    expected = re.search(pattern.replace("$", r"\Z"), text) is not None
+    assert matches(pattern, text) == expected
+
+
+def test_an_expression_that_backtracks_without_end_is_matched_at_once():
+    assert not matches("^(a+)+$", "a" * 2000 + "!")
+    assert not Validator({"patternProperties": {"^(a+)+$": False}})('{"' + "a" * 500 + '": 1}')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"patternProperties": {"^a": {"type": "integer"}}, "additionalProperties": False},
+        {
+            "patternProperties": {"b": {"minimum": 3}},
+            "additionalProperties": {"type": "string"},
+            "properties": {"c": {}},
+        },
+        {"pattern": "^x+$"},
+        {"items": {"pattern": "x"}},
+    ],
+)
+@pytest.mark.parametrize(
+    "value", [{"a": 1}, {"ab": 2, "c": []}, {"d": "s"}, {"d": 1}, {"b": 9}, "xx", "y", ["x", 1, "y"]]
+)
+def test_the_validator_agrees_with_jsonschema(schema, value):
+    expected = jsonschema.Draft202012Validator(schema).is_valid(value)
+    assert Validator(schema)(json.dumps(value)) == expected
