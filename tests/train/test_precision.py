@@ -1,4 +1,4 @@
-"""fp16 with a loss scale that follows the run; gradients clipped by norm in every precision."""
+"""fp16 with a loss scale that follows the run, products in fp8; gradients clipped by norm in every precision."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nachim.spec import Activations
 from nachim.train import checkpoint
 from nachim.train.guard import Diverged, Guard
 from nachim.train.precision import LossScale, Masters
@@ -135,13 +136,26 @@ def test_clipping_by_norm_keeps_the_direction(precision: str) -> None:
     torch.testing.assert_close(short / short.norm(), free / free.norm(), rtol=1e-5, atol=1e-8)
 
 
-def test_fp16_learns_as_fp32_does() -> None:
+@pytest.mark.parametrize(("precision", "error"), [("fp16", 0.01), ("fp8", 0.05)])
+def test_a_short_precision_learns_as_fp32_does(precision: str, error: float) -> None:
     ends = {}
-    for precision in ("fp32", "fp16"):
-        stepper = stepper_of(steps=30, precision=precision)
-        ends[precision] = [stepper.take(step, SEQUENCES, Guard(1.0)).loss for step in range(30)]
+    for each in ("fp32", precision):
+        stepper = stepper_of(steps=30, precision=each)
+        ends[each] = [stepper.take(step, SEQUENCES, Guard(1.0)).loss for step in range(30)]
     assert ends["fp32"][-1] < ends["fp32"][0] - 1
-    assert ends["fp16"] == pytest.approx(ends["fp32"], rel=0.01)
+    assert ends[precision] == pytest.approx(ends["fp32"], rel=error)
+    assert ends[precision] != ends["fp32"]
+
+
+def test_a_killed_fp8_run_goes_on_to_the_same_bits_whatever_is_made_again(tmp_path) -> None:
+    run = tiny_run(6, precision="fp8")
+    go(run, tmp_path / "whole")
+    with pytest.raises(Kill):
+        go(run, tmp_path / "killed", checkpoint_seconds=ALWAYS, on_step=kill_at(3))
+    go(run, tmp_path / "killed", activations=Activations(recompute="selective"))
+    assert not differing(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+    go(tiny_run(6, precision="bf16"), tmp_path / "bf16")
+    assert differing(weights(tmp_path / "bf16"), weights(tmp_path / "whole"))
 
 
 def test_masters_apart_in_fp32_are_published_as_seen() -> None:

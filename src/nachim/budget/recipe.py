@@ -28,7 +28,7 @@ def recipe(plan: Plan, placement: Placement, corpus: Corpus) -> Run:
         batch_tokens=design.batch_tokens,
         optimizer=(Muon if small else AdamW)(lr=design.lr),
         schedule=schedule,
-        precision="fp32" if placement.job.precision == "fp32" else "bf16",
+        precision=placement.job.precision,
         micro_batch_tokens=None if whole else at_once,
     )
     data = Data(corpus=corpus, tokenizer=BPE(vocab_size=design.model.vocab_size), seq_len=design.seq_len)

@@ -91,8 +91,9 @@ class Train(Part):
 
     `micro_batch_tokens` splits a step's batch without changing its gradient, to save memory. `precision` is that of the
     matrix multiplications; weights are always kept in fp32. In fp16 the loss is scaled so that gradients do not vanish,
-    and a step whose gradients overflow is skipped. `keep` says which checkpoints stay, `on_spike` what is done about a
-    step that goes wrong.
+    and a step whose gradients overflow is skipped; in fp8 the matrices of attention and of dense feed-forwards multiply
+    in 8 bits, and all else is bf16. `keep` says which checkpoints stay, `on_spike` what is done about a step that goes
+    wrong.
     """
 
     tokens: int
@@ -101,7 +102,7 @@ class Train(Part):
     schedule: Schedule
     growth: Growth | None = None
     clip: float = 1.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
     micro_batch_tokens: int | None = None
     seed: int = 0
     keep: Keep = later(Keep())

@@ -1,4 +1,4 @@
-"""Compute precision: fp32 throughout, or bf16 or fp16 compute beside fp32 master weights."""
+"""Compute precision: fp32 throughout, or bf16, fp16 or fp8 compute beside fp32 master weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nachim.model.decoder import tensors
+from nachim.model.fp8 import in_8_bits
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+"""Precision of the weights in the model; products in fp8 round them further."""
 
 
 class Masters:
@@ -29,6 +31,8 @@ class Masters:
             self.weights: list[Tensor] = [p.detach().clone() for p in self.compute]
             if precision != "fp32":
                 model.to(DTYPES[precision])
+            if precision == "fp8":
+                in_8_bits(model)
         else:
             self.weights = list(self.compute)
         self.buffers = {name: held for name, held in tensors(model).items() if name not in self.names}
