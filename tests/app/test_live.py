@@ -75,6 +75,8 @@ def test_optional_numbers_are_shown_where_they_are_measured(tmp_path, clock):
     one.after(row(5, noise_tokens=12345.0, imbalance=1.5))
     assert "noise scale 12,345 tokens" in shown(one) and "imbalance 1.50" in shown(one)
     assert "checkpoint of step 4" in shown(one)
+    one.after({name: value for name, value in row(6, validation_loss=1.5).items() if name != "bpb"})
+    assert "validation 1.5000 at step 6" in shown(one)
 
 
 def test_where_there_is_no_terminal_a_line_comes_now_and_then(tmp_path, clock):

@@ -56,7 +56,7 @@ class LiveRun(Onlooker):
         while now - self.pace[0][0] > SPEED_SECONDS and len(self.pace) > 2:
             self.pace.pop(0)
         if row.get("validation_loss") is not None:
-            bpb = "" if row["bpb"] is None else f", {row['bpb']:.4f} bpb"
+            bpb = "" if row.get("bpb") is None else f", {row['bpb']:.4f} bpb"
             apart = [f"{name[4:]} {value:.4f}" for name, value in row.items() if name.startswith("bpb/")]
             each = f" ({', '.join(apart)})" if apart else ""
             self.validation = f"validation {row['validation_loss']:.4f}{bpb}{each} at step {row['step']:,}"
