@@ -35,7 +35,10 @@ def grown(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], Text]:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.text(alphabet="ab cé漢🙂\n", max_size=20), st.lists(st.text(alphabet="ab c漢", min_size=1, max_size=4), max_size=3))
+@given(
+    st.text(alphabet="ab cé漢🙂\n", max_size=20),
+    st.lists(st.text(alphabet="ab c漢", min_size=1, max_size=4), max_size=3),
+)
 def test_what_is_shown_is_the_text_up_to_the_first_stop(text, stop):
     shown, held = grown(text, tuple(stop))
     places = [text.find(one) for one in stop if one in text]
