@@ -77,6 +77,7 @@ from nachim.spec import (
     SwiGLU,
     TokenizerFile,
     Train,
+    Unigram,
     Validation,
     YaRN,
 )
@@ -241,6 +242,7 @@ OTHERS: tuple[Part, ...] = (
     MIXED,
     *MIXED.ingredients,
     *MIXED.changes,
+    Unigram(vocab_size=300, whitespace=False),
     TokenizerFile(path="runs/first/tokenizer.json", vocab_size=512, end="</s>"),
     LOCAL,
     LATENT,

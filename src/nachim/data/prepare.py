@@ -29,7 +29,7 @@ from nachim.data.source import Source, open_source
 from nachim.data.split import by_content, split
 from nachim.data.spool import Spool, spool
 from nachim.data.tokenize import bytes_per_token, encode, end_of, load_tokenizer, text_of_file, tokenizer_text
-from nachim.spec.data import BPE, Data, Mixture, TokenizerFile
+from nachim.spec.data import BPE, Data, Mixture, TokenizerFile, Unigram
 from nachim.spec.disk import replacing, write_text
 from nachim.spec.error import UserError
 
@@ -121,7 +121,7 @@ def _encode(
     stored: Spool,
     part: npt.NDArray[np.int64],
     dtype: np.dtype[Any],
-    spec: BPE | TokenizerFile,
+    spec: BPE | Unigram | TokenizerFile,
     tick: Callable[[float], None],
 ) -> tuple[int, int]:
     """Write the tokens and document starts of one split; how many tokens there are, and the bytes they stand for."""
@@ -153,9 +153,9 @@ def _recipe(data: Data) -> dict[str, Any]:
     }
 
 
-def _tokenizer(spec: BPE | TokenizerFile) -> dict[str, Any]:
+def _tokenizer(spec: BPE | Unigram | TokenizerFile) -> dict[str, Any]:
     """`spec` as it decides the tokens: a file by its content, wherever it stands."""
-    if isinstance(spec, BPE):
+    if not isinstance(spec, TokenizerFile):
         return spec.to_json()
     content = hashlib.sha256(text_of_file(spec).encode()).hexdigest()
     return {**spec.to_json(), "path": content}

@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding: lossless on any UTF-8, with the exact raw bytes behind every token."""
+"""Byte-level tokenizers: lossless on any UTF-8, with the exact raw bytes behind every token."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nachim.data.spool import Spool
-from nachim.spec.data import BPE, TokenizerFile
+from nachim.data.unigram import train_unigram
+from nachim.spec.data import BPE, TokenizerFile, Unigram
 from nachim.spec.error import UserError, nearest
 
 EOT = "<|endoftext|>"
 EOT_ID = 0
 # Merges of a few hundred to some ten thousand tokens have settled by then, and training stays within seconds.
 SAMPLE_BYTES = 6_000_000
+# Its trainer keeps every substring that comes twice, and goes over all of them many times.
+UNIGRAM_BYTES = 1_000_000
 BATCH_BYTES = 2_000_000
 # A pair that stands once in the sample is not worth a token.
 MIN_FREQUENCY = 2
 
 
 @functools.singledispatch
-def tokenizer_text(spec: BPE | TokenizerFile, spool: Spool, train: npt.NDArray[np.int64]) -> str:
+def tokenizer_text(spec: BPE | Unigram | TokenizerFile, spool: Spool, train: npt.NDArray[np.int64]) -> str:
     """The tokenizer of `spec` as the text of its file; one that is to be trained is, on the `train` split of `spool`.
 
     Raises UserError where it cannot be had.
@@ -38,6 +41,12 @@ def tokenizer_text(spec: BPE | TokenizerFile, spool: Spool, train: npt.NDArray[n
 @tokenizer_text.register
 def _(spec: BPE, spool: Spool, train: npt.NDArray[np.int64]) -> str:
     return train_tokenizer(spec, spool, train).to_str(pretty=True)
+
+
+@tokenizer_text.register
+def _(spec: Unigram, spool: Spool, train: npt.NDArray[np.int64]) -> str:
+    chosen = sample(spool, train, UNIGRAM_BYTES)
+    return train_unigram(spec, (spool[i].decode() for i in chosen), EOT).to_str(pretty=True)
 
 
 @tokenizer_text.register
@@ -101,12 +110,13 @@ def train_tokenizer(spec: BPE, spool: Spool, train: npt.NDArray[np.int64]) -> To
     return tokenizer
 
 
-def sample(spool: Spool, train: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Evenly spaced documents of `train` that together hold at most `SAMPLE_BYTES`, or one that holds more."""
+def sample(spool: Spool, train: npt.NDArray[np.int64], size: int | None = None) -> npt.NDArray[np.int64]:
+    """Evenly spaced documents of `train` that hold at most `size` bytes (`SAMPLE_BYTES`), or one that holds more."""
+    size = SAMPLE_BYTES if size is None else size
     sizes = spool.sizes
-    stride = min(len(train), max(1, math.ceil(sizes[train].sum() / SAMPLE_BYTES)))
+    stride = min(len(train), max(1, math.ceil(sizes[train].sum() / size)))
     spaced = train[(stride - 1) // 2 :: stride]
-    return spaced[: max(1, int(np.searchsorted(np.cumsum(sizes[spaced]), SAMPLE_BYTES, side="right")))]
+    return spaced[: max(1, int(np.searchsorted(np.cumsum(sizes[spaced]), size, side="right")))]
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -14,6 +14,7 @@ from nachim.spec.data import (
     Reweight,
     Stdlib,
     TokenizerFile,
+    Unigram,
 )
 from nachim.spec.error import UserError
 from nachim.spec.ffn import MLP, Gated, GeGLU, MoE, SwiGLU
@@ -121,6 +122,7 @@ __all__ = [
     "SwiGLU",
     "TokenizerFile",
     "Train",
+    "Unigram",
     "UserError",
     "Validation",
     "YaRN",

@@ -117,6 +117,22 @@ class BPE(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unigram(Part):
+    """Pieces of a unigram language model (arXiv 1804.10959) over bytes, trained on the train split: as lossless as BPE.
+
+    With `whitespace` a piece ends where white space begins; without, it may hold several words, as scripts that put no
+    spaces between words need it, and ends with its line.
+    """
+
+    vocab_size: int
+    whitespace: bool = True
+
+    def check(self) -> None:
+        if self.vocab_size < 257:
+            self.refuse("vocab_size", f"is {self.vocab_size}; bytes and the end-of-text token need at least 257")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizerFile(Part):
     """The byte-level tokenizer in a `tokenizer.json`: that of another run, or of a checkpoint that was imported.
 
@@ -142,7 +158,7 @@ class Data(Part):
     """
 
     corpus: Corpus | Mixture = Stdlib()
-    tokenizer: BPE | TokenizerFile
+    tokenizer: BPE | Unigram | TokenizerFile
     seq_len: int
     seed: int = 0
     fingerprint_of_tokens: str = ""
