@@ -23,6 +23,9 @@ def surface(m: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return 0.9 + 60 * m**-0.35 + 300 * tokens**-0.4
 
 
+LADDER = (shape(16, 512), shape(80, 512))
+
+
 @pytest.fixture(scope="module")
 def reading() -> Study:
     m, tokens = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e5, 2e6, 6), np.geomspace(5e5, 8e6, 5)))
@@ -39,18 +42,18 @@ def sealed(reading: Study, tmp_path: Path) -> tuple[dict, Path]:
 
 
 def test_chosen_shape_is_the_best_of_the_family(reading: Study) -> None:
-    model = choose_shape(reading, RECIPE, 1e13, 10**9, (1e5, 4e6))
+    model = choose_shape(reading, RECIPE.data, LADDER, 1e13, 10**9)
     m = np.array([shape(w, 512).flops_per_token(128) for w in range(16, 129, 8)], float)
-    m = m[m <= 4e6]
+    m = m[m <= 2 * LADDER[1].flops_per_token(128)]
     chosen = float(model.flops_per_token(128))
     assert surface(np.array(chosen), np.array(1e13 / chosen)) < 1.003 * surface(m, 1e13 / m).min()
 
 
 def test_chosen_shape_stays_within_one_epoch(reading: Study) -> None:
-    model = choose_shape(reading, RECIPE, 1e13, 4_000_000, (1e5, 4e6))
+    model = choose_shape(reading, RECIPE.data, LADDER, 1e13, 4_000_000)
     assert 1e13 / model.flops_per_token(128) <= 4_000_000
     with pytest.raises(UserError, match="within one epoch"):
-        choose_shape(reading, RECIPE, 1e13, 1_000_000, (1e5, 4e6))
+        choose_shape(reading, RECIPE.data, LADDER, 1e13, 1_000_000)
 
 
 def test_forecast_holds_the_true_loss(reading: Study) -> None:

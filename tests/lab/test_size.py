@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nachim.budget.shape import shape
 from nachim.budget.throughput import Throughput
 from nachim.lab.ladder import make_ladder
 from nachim.lab.recipe import Recipe
@@ -67,6 +68,15 @@ def test_trunks_share_a_rate_that_suits_every_shape() -> None:
     assert (part.wider(base.d_model), part.deeper(base.n_layers), part.score(base.attention.d_head)) == (1, 1, 1)
     assert shared.run(base, 1e13, 1e8).train.optimizer == shared.run(base, 1e11, 1e6).train.optimizer
     assert anchored(RECIPE, 1e11, "isoflop").run(base, 1e11, 1e6).model.parametrisation == Standard()
+
+
+def test_a_target_has_a_shape_that_takes_it_within_one_epoch() -> None:
+    """However much time there is: the M of the family between the target's least and twice the ladder's largest."""
+    unique = 2_000_000
+    plan = size(RECIPE, 36_000, unique, pace(2e10), "trunks")
+    sizes = [shape(width, 512).flops_per_token(128) for width in range(16, 257, 8)]
+    largest = max(model.flops_per_token(128) for model in plan.shapes)
+    assert any(plan.target_flops / unique <= m <= 2 * largest for m in sizes)
 
 
 def test_too_little_time_names_the_least_that_works() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from nachim.budget.shape import family
-from nachim.lab.recipe import Recipe
 from nachim.law import Study, check_regime
-from nachim.spec import Decoder, Run, UserError
+from nachim.spec import Data, Decoder, Run, UserError
 from nachim.spec.disk import write_text
 
 LEVEL = 0.9
+WIDER = 2.0
+"""How many times the M of a ladder's largest shape a target's M is at most."""
 
 
 @dataclass(frozen=True)
@@ -31,27 +33,32 @@ class Forecast:
     law: str
 
 
-def choose_shape(
-    reading: Study, recipe: Recipe, flops: float, unique_tokens: int, within: tuple[float, float]
-) -> Decoder:
-    """The family's decoder with the lowest predicted bpb at `flops`, M `within` bounds, on at most one epoch.
+def reachable(data: Data, shapes: Sequence[Decoder], flops: float, unique_tokens: int) -> list[tuple[float, Decoder]]:
+    """The family's decoders, each with its M, that a law of `shapes` may speak of and that take `flops` in an epoch.
 
-    Raises UserError when no shape trains within one epoch: tokens seen again are worth less, and the law has seen none.
+    Raises UserError when none does: tokens seen again are worth less, and the law has seen none.
     """
-    data = recipe.data
-    fits = [
-        (model, m)
+    scale = [float(model.flops_per_token(data.seq_len)) for model in shapes]
+    low, high = min(scale), WIDER * max(scale)
+    found = [
+        (m, model)
         for m, model in family(data.tokenizer.vocab_size, data.seq_len)
-        if flops / m <= unique_tokens and within[0] <= m <= within[1]
+        if flops / m <= unique_tokens and low <= m <= high
     ]
-    if not fits:
+    if not found:
         raise UserError(
             f"no shape spends {flops:.3g} FLOP within one epoch of {unique_tokens:,} tokens and the ladder's M of "
-            f"{within[0]:.3g} to {within[1]:.3g}: forecast a smaller target, or bring more text"
+            f"{low:.3g} to {high:.3g}: forecast a smaller target, or bring more text"
         )
-    m = np.array([pair[1] for pair in fits], float)
+    return found
+
+
+def choose_shape(reading: Study, data: Data, shapes: Sequence[Decoder], flops: float, unique_tokens: int) -> Decoder:
+    """Of the decoders that `shapes` make reachable at `flops`, the one with the lowest predicted bpb."""
+    fits = reachable(data, shapes, flops, unique_tokens)
+    m = np.array([pair[0] for pair in fits])
     point, _, _ = reading.predict(m, flops / m)
-    return fits[int(np.argmin(point))][0]
+    return fits[int(np.argmin(point))][1]
 
 
 def forecast(reading: Study, run: Run) -> Forecast:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from nachim.budget.cost import disk_bytes, makespan
 from nachim.budget.shape import family, ladder_shapes, nearest_shape
 from nachim.budget.throughput import Throughput
+from nachim.lab.forecast import reachable
 from nachim.lab.ladder import FEWEST_STEPS, Chain, Design, Ladder, budgets, make_ladder
 from nachim.lab.recipe import Anchor, Recipe
 from nachim.lab.sweep import sweep
@@ -21,7 +23,7 @@ SHAPES = 6
 FEWEST_SHAPES, FEWEST_RUNS, SPAN = 5, 20, 10.0
 """A ladder that can carry a law has at least as many shapes and runs, over such a range of compute."""
 STRETCH, MOST = 1.5, 0.8
-SMALLEST_TOP, LARGEST_TOP, FINE = 1e10, 1e24, 1.03
+SMALLEST_TOP, FINE = 1e10, 1.03
 RUN_SECONDS = 0.5
 """Fixed cost of a run beside its steps: building, checkpoints, results."""
 
@@ -74,12 +76,14 @@ def lay_out(
     ladder = make_ladder(recipe, shapes, levels, unique_tokens, design, least_tokens)
     extra = repeat(recipe, ladder)
     tries = sweep(recipe, sweep_shape(recipe, levels[0]), levels[0])
-    model = nearest_shape(max(smallest, family_opt(target)), data.tokenizer.vocab_size, data.seq_len)
+    made = tuple(dict.fromkeys(chain.runs[0].model for chain in ladder.chains))
+    fits, opt = reachable(data, made, target, unique_tokens), family_opt(target)
+    model = min(fits, key=lambda fit: abs(math.log(fit[0] / opt)))[1]
     target_tokens = target / model.flops_per_token(data.seq_len)
     return Plan(
         design=design,
         levels=tuple(levels),
-        shapes=tuple(dict.fromkeys(chain.runs[0].model for chain in ladder.chains)),
+        shapes=made,
         sweep=tries,
         target_flops=target,
         least_tokens=least_tokens,
@@ -170,10 +174,11 @@ def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design:
     def lay(top: float, early: float) -> Plan | None:
         return _try(recipe, top, unique_tokens, pace, design, early * top / family_opt(top))
 
-    late = _largest(lambda top: lay(top, EARLY), seconds)[0] if design == "trunks" else None
+    most = unique_tokens * family(recipe.data.tokenizer.vocab_size, recipe.data.seq_len)[-1][0] / REACH
+    late = _largest(lambda top: lay(top, EARLY), seconds, most)[0] if design == "trunks" else None
     if late is not None and total(late) >= MOST * seconds:
         return late
-    best, least = _largest(lambda top: lay(top, 0.0), seconds)
+    best, least = _largest(lambda top: lay(top, 0.0), seconds, most)
     if best is None and least is not None and total(least) <= STRETCH * seconds:
         return least
     if best is None:
@@ -184,8 +189,8 @@ def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design:
     return best
 
 
-def _largest(lay: Callable[[float], Plan | None], seconds: float) -> tuple[Plan | None, Plan | None]:
-    """The plan of the highest top that takes at most `seconds`, and that of the lowest that takes longer.
+def _largest(lay: Callable[[float], Plan | None], seconds: float, most: float) -> tuple[Plan | None, Plan | None]:
+    """The plan of the highest top up to `most` that takes at most `seconds`, and that of the lowest that takes longer.
 
     Tops are tried upwards in coarse steps, then from the last that fitted in steps of 3 %.
     """
@@ -193,7 +198,7 @@ def _largest(lay: Callable[[float], Plan | None], seconds: float) -> tuple[Plan 
     start = SMALLEST_TOP
     for step in (FINE**8, FINE):
         top = start
-        while top < LARGEST_TOP:
+        while top <= most:
             plan = lay(top)
             if plan is not None and total(plan) > seconds:
                 longer = plan

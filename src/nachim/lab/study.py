@@ -42,8 +42,6 @@ PACE_SECONDS = 0.7
 TARGET_VALIDATIONS = 8
 FARTHEST = 14.0
 """A target is never more than this many times the ladder's top: time left over does not make a forecast bolder."""
-WIDER = 2.0
-"""How far the target's M may lie beyond the ladder's largest."""
 REPORT_SECONDS = 10.0
 LR_FACTOR, BATCH_FACTOR = 0.5, 0.2
 """Where the sweeps of learning rate and batch begin, times DeepSeek's laws: Muon's best rate is about half of AdamW's
@@ -214,6 +212,8 @@ class Study:
             if total(plan) > left:
                 minutes = total(plan) / 60
                 self.view.say(f"this machine is slow now: the smallest useful ladder takes {minutes:.1f} minutes")
+            elif total(plan) < 0.7 * left:
+                self.view.say(f"the text is not enough for more than {total(plan) / 60:.1f} minutes: bring more of it")
             plan.save(path)
         return Plan.load(path)
 
@@ -317,10 +317,8 @@ class Study:
         """The run to forecast: the best real shape for what the time left pays, at least 10 times the ladder's top."""
         recipe = self.recipe()
         unique = prepare(self.question.data, self.cache).unique_tokens
-        scale = [float(model.flops_per_token(recipe.data.seq_len)) for model in plan.shapes]
-        within = (min(scale), WIDER * max(scale))
         floor = REACH * max(run.flops for run in Ladder.load(self.root / "ladder.json").runs)
-        model = choose_shape(reading, recipe, wanted or max(floor, plan.target_flops), unique, within)
+        model = choose_shape(reading, recipe.data, plan.shapes, wanted or max(floor, plan.target_flops), unique)
         per_token = model.flops_per_token(recipe.data.seq_len)
         if wanted is None:
             left = 60 * self.question.minutes - (time.monotonic() - self.began) - REPORT_SECONDS
