@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
 
 from nachim.app.figures import BUDGETS, SHAPES, TEMPLATE
 from nachim.app.page import Html, cards, document, element, figure, flat, folded, table
@@ -17,6 +19,8 @@ from nachim.spec.disk import write_text
 CONFIG = {"displayModeBar": False, "responsive": True}
 HELD_OUT = ("validation_bytes", "near_duplicates")
 """Fields of a corpus that say nothing to a pipeline."""
+COLUMNS, BINS = 4, 40
+"""Histograms side by side, and their bars."""
 LABELS = 15
 """Values of a label that are shown; the rest is one bar."""
 FLOW = (
@@ -24,8 +28,8 @@ FLOW = (
     "in the legend to leave it out; the table has the numbers."
 )
 SCORE = (
-    "The score of the documents that the stage was given (at most 2,000 of them, drawn by hash), those it dropped "
-    "included where it says their score: where a threshold stands, and what it would cut elsewhere."
+    "Scores of the documents that the stage was given (at most 2,000 of them, drawn by hash; upwards, documents), with "
+    "those it dropped where it says their score: what a threshold cuts, and what it would cut elsewhere."
 )
 LABEL = "Documents by what the stage wrote to them."
 SAMPLES = "Drawn by a hash of the document, so the same ones whenever it is built."
@@ -74,12 +78,22 @@ def flow(told: Mapping[str, Any]) -> go.Figure:
     return fig.update_xaxes(title="MB of text")
 
 
-def histogram(name: str, values: list[list[float]]) -> go.Figure:
-    """How a score is spread."""
-    fig = go.Figure(layout={"template": TEMPLATE, "height": 300, "bargap": 0.03})
-    fig.add_histogram(x=[value for _, value in values], nbinsx=60, marker={"color": SHAPES[0]}, name=name)
-    fig.update_xaxes(title=name)
-    return fig.update_yaxes(title="documents")
+def histograms(scores: Mapping[str, list[list[float]]]) -> go.Figure:
+    """How scores are spread, each in a panel of its own."""
+    rows = -(-len(scores) // COLUMNS)
+    fig = make_subplots(
+        rows, min(COLUMNS, len(scores)), subplot_titles=sorted(scores), vertical_spacing=0.5 / (rows + 1)
+    )
+    fig.update_layout(
+        template=TEMPLATE, height=90 + 190 * rows, showlegend=False, bargap=0.03, margin={"l": 45, "b": 30}
+    )
+    for place, name in enumerate(sorted(scores)):
+        counts, edges = np.histogram([value for _, value in scores[name]], bins=BINS)
+        middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+        at = {"row": place // COLUMNS + 1, "col": place % COLUMNS + 1}
+        fig.add_bar(x=middle, y=counts, width=width, marker={"color": SHAPES[0]}, name=name, **at)
+    fig.update_annotations(font={"size": 12})
+    return fig.update_yaxes(rangemode="tozero")
 
 
 def labels(name: str, counts: Mapping[str, int]) -> go.Figure:
@@ -153,19 +167,16 @@ def _stage(stage: Mapping[str, Any]) -> Iterator[Html]:
     """One stage: settings, facts, scores, labels and samples."""
     yield element("h2", _title(stage))
     if stage["stage"]:
-        settings = ", ".join(
-            f"{key} {value}" for key, value in flat({k: v for k, v in stage["stage"].items() if k != "part"})
-        )
-        yield element("p", settings, kind="note")
+        given = {key: value for key, value in stage["stage"].items() if key != "part" and value not in (None, [])}
+        yield element("p", ", ".join(f"{key} {value}" for key, value in flat(given)), kind="note")
     yield from _facts(stage["facts"])
-    for caption, drawn in (
-        (SCORE, [histogram(name, values) for name, values in sorted(stage["scores"].items())]),
-        (LABEL, [labels(name, counts) for name, counts in sorted(stage["labels"].items())]),
-    ):
-        if drawn:
-            yield element("p", caption, kind="note")
-        for fig in drawn:
-            yield element("figure", markup(fig))
+    if stage["scores"]:
+        yield element("p", SCORE, kind="note")
+        yield element("figure", markup(histograms(stage["scores"])))
+    if stage["labels"]:
+        yield element("p", LABEL, kind="note")
+    for name, counts in sorted(stage["labels"].items()):
+        yield element("figure", markup(labels(name, counts)))
     yield element("p", SAMPLES, kind="note")
     for reason, samples in stage["samples"].items():
         title = f"Dropped: {reason}" if reason else "Stayed"
