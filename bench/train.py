@@ -195,8 +195,8 @@ def show(report: dict[str, Any]) -> None:
     told = ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in peaks.items())
     console.print(
         f"MFU {report['mfu']:.0%}; matmul peak of a core, GFLOP/s: {told}; at that peak and nothing else a step would "
-        f"give {report['most_tokens_per_core_second']:,.0f} tokens/core-s. Reading a batch takes {report['data_wait']:.3%} "
-        f"of a step. Load average at the start {report['load']:.1f}."
+        f"give {report['most_tokens_per_core_second']:,.0f} tokens/core-s. "
+        f"Reading a batch takes {report['data_wait']:.3%} of a step. Load average at the start {report['load']:.1f}."
     )
     for name, why in report["missing"].items():
         console.print(f"{name} is left out: {why}")
