@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 import nachim
-from nachim.app.generate import generate
+from nachim.app.generate import How, generate
 from nachim.spec import UserError
 from tests.app.exported import checkpoint, trained
 from tests.model.hf.parity import SMALL
@@ -28,14 +28,18 @@ def run(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("trained"))
 
 
-def printed(capsys, *arguments, **options) -> str:
+def called(folder, prompt=(), tokens=(), json=False, **how) -> int:
+    return generate(folder, prompt=prompt, tokens=tokens, how=How(**how), json=json)
+
+
+def printed(capsys, folder, **options) -> str:
     capsys.readouterr()
-    assert generate(*arguments, **options) == 0
+    assert called(folder, **options) == 0
     return capsys.readouterr().out
 
 
-def told(capsys, *arguments, **options) -> list[dict]:
-    return json.loads(printed(capsys, *arguments, json=True, **options))["completions"]
+def told(capsys, folder, **options) -> list[dict]:
+    return json.loads(printed(capsys, folder, json=True, **options))["completions"]
 
 
 def test_a_checkpoint_goes_on_as_its_model_does(folder, capsys):
@@ -94,7 +98,7 @@ def test_mistakes_are_said_in_a_sentence(folder, tmp_path):
         ({"tokens": ("5 9999",)}, "no token id"),
     ):
         with pytest.raises(UserError, match=said):
-            generate(folder, **options)
+            called(folder, **options)
     with pytest.raises(UserError, match=r"neither run\.json nor"):
         generate(tmp_path, prompt=(PROMPT,))
 

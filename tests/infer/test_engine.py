@@ -12,6 +12,7 @@ from nachim.infer.folder import Loaded
 from nachim.infer.request import Sampling
 from nachim.spec import Attention, Decoder, Mamba2, Pattern, UserError
 from tests.infer.tiny import PLAIN, alone, engine, loaded, prompts, said
+from tests.model.contract import drawn
 from tests.model.test_every_part import DECODERS
 
 GREEDY = {"max_tokens": 5, "temperature": 0.0, "logprobs": True}
@@ -236,6 +237,24 @@ def test_without_invariance_the_answers_agree_to_rounding():
     for one, other in zip(fast, alone(HYBRID, asked, **GREEDY), strict=True):
         assert one[0] == other[0]
         assert one[1] == pytest.approx(other[1], abs=1e-5)
+
+
+def test_weights_that_changed_are_taken_in_and_prompts_read_anew():
+    asked = prompts(PLAIN, 40)
+    model = drawn(PLAIN)
+    one = Engine(Loaded(model, None, frozenset(), 64), block=16, cache_tokens=256)
+    before = said(one.generate(asked, **GREEDY))
+    one.add(asked[0])
+    with pytest.raises(UserError, match="1 requests are being served"):
+        one.renew()
+    one.abort(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    one.renew()
+    after = said(one.generate(asked, **GREEDY))
+    assert after != before
+    assert after == said(Engine(Loaded(model, None, frozenset(), 64), block=16).generate(asked, **GREEDY))
 
 
 def test_attention_with_few_rows_of_a_wide_head_is_one_shape():

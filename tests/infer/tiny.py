@@ -6,6 +6,8 @@ import functools
 import random
 from typing import Any
 
+import torch
+
 from nachim.infer.engine import Engine
 from nachim.infer.folder import Loaded
 from nachim.infer.request import Completion
@@ -25,8 +27,10 @@ PLAIN = Decoder(
 
 @functools.lru_cache(maxsize=4)
 def loaded(spec: Decoder = PLAIN, ends: frozenset[int] = frozenset()) -> Loaded:
-    """A model without a tokenizer."""
-    return Loaded(drawn(spec), None, ends, CONTEXT)
+    """A model without a tokenizer, the same whenever it is drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Loaded(drawn(spec), None, ends, CONTEXT)
 
 
 def engine(spec: Decoder = PLAIN, **options: Any) -> Engine:

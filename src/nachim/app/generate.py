@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as jsonlib
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,21 +20,39 @@ if TYPE_CHECKING:
     from nachim.infer.request import Completion, Sampling
 
 
+@dataclass(frozen=True)
+class How:
+    """How tokens are chosen, and when a sample ends."""
+
+    max_tokens: int = 128
+    """Tokens to generate at most."""
+    temperature: float = 1.0
+    """0 takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the likeliest K tokens only."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that have this share together only."""
+    min_p: float = 0.0
+    """Draw from tokens of at least this share of the likeliest one's probability only."""
+    repetition_penalty: float = 1.0
+    """Divide the logits of tokens that stand in the text already."""
+    seed: int | None = None
+    """Of the random numbers; drawn where not given."""
+    n: int = 1
+    """Samples of each prompt."""
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Text that ends a sample; may be given several times."""
+    ignore_eos: bool = False
+    """Go on after an end-of-text token."""
+    logprobs: bool = False
+    """With --json, the log-probability of each token."""
+
+
 def generate(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     tokens: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
-    max_tokens: int = 128,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int | None = None,
-    n: int = 1,
-    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
-    ignore_eos: bool = False,
-    logprobs: bool = False,
+    how: Annotated[How, tyro.conf.arg(name="")] = How(),
     draft: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     context: int | None = None,
@@ -49,17 +69,7 @@ def generate(
         folder: The folder of a run or checkpoint.
         prompt: What to go on from; may be given several times. Without any, standard input is one prompt.
         tokens: A prompt as token ids, such as "12 7 99"; may be given several times.
-        max_tokens: Tokens to generate at most.
-        temperature: 0 takes the likeliest token.
-        top_k: Draw from the likeliest K tokens only.
-        top_p: Draw from the likeliest tokens that have this share together only.
-        min_p: Draw from tokens of at least this share of the likeliest one's probability only.
-        repetition_penalty: Divide the logits of tokens that stand in the text already.
-        seed: Of the random numbers; drawn where not given.
-        n: Samples of each prompt.
-        stop: Text that ends a sample; may be given several times.
-        ignore_eos: Go on after an end-of-text token.
-        logprobs: With --json, the log-probability of each token.
+        how: How tokens are chosen.
         draft: Guess tokens for the model to check, several a pass: ngram, mtp, or the folder of a smaller model.
         dtype: Precision of the weights.
         context: Tokens of a sequence at most; by default those of the training.
@@ -68,35 +78,28 @@ def generate(
     from nachim.infer.engine import Engine
     from nachim.infer.request import Sampling
 
-    sampling = Sampling(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        n=n,
-        stop=stop,
-        ignore_eos=ignore_eos,
-        logprobs=logprobs,
-    )
+    sampling = Sampling(**dataclasses.asdict(how))
     prompts = [*prompt, *(_ids(text) for text in tokens)] or [sys.stdin.read()]
     engine = Engine(folder, dtype, context=context, draft=draft)
     begin = time.perf_counter()
-    if len(prompts) == 1 and n == 1 and not json and engine.tokenizer is not None:
+    if len(prompts) == 1 and how.n == 1 and not json and engine.tokenizer is not None:
         count = _stream(engine, prompts[0], sampling)
     else:
-        found = engine.serve(prompts, sampling)
-        samples = [sample for one in found for sample in one.samples or (one,)]
-        count = sum(len(sample.tokens) for sample in samples)
-        if json:
-            print(jsonlib.dumps({"completions": [_plain(sample) for sample in samples], "engine": engine.facts()}))
-        else:
-            _show(samples)
+        count = _together(engine, prompts, sampling, json)
     seconds = time.perf_counter() - begin
     Console(stderr=True).print(f"{count} tokens in {seconds:.1f} s, {count / seconds:.0f} a second", style="dim")
     return 0
+
+
+def _together(engine: Engine, prompts: list[Any], sampling: Sampling, json: bool) -> int:
+    """Print all samples at the end; their tokens."""
+    found = engine.serve(prompts, sampling)
+    samples = [sample for one in found for sample in one.samples or (one,)]
+    if json:
+        print(jsonlib.dumps({"completions": [_plain(sample) for sample in samples], "engine": engine.facts()}))
+    else:
+        _show(samples)
+    return sum(len(sample.tokens) for sample in samples)
 
 
 def _ids(text: str) -> list[int]:

@@ -242,6 +242,17 @@ class Engine:
                 chunks += [sample.chunk() for sample in served.best()]
         return chunks
 
+    def renew(self) -> None:
+        """Go on with weights that were changed in place, as training does: what was kept of prompts is forgotten.
+
+        Raises UserError while requests are served: half of their tokens would be of other weights.
+        """
+        if not self.idle:
+            raise UserError(f"{len(self.served)} requests are being served: finish or abort them before weights change")
+        while self.scheduler.prefixes.forget():
+            pass
+        self.runner.renew()
+
     def facts(self) -> dict[str, Any]:
         """What the cache holds now, and what was done since the engine was opened, as plain JSON values.
 

@@ -99,14 +99,19 @@ class Runner:
     def __init__(self, model: DecoderModule, store: Store, invariant: bool = True) -> None:
         self.model, self.store = model, store
         self.device = store.device
-        linears = packed(model) if invariant else None
-        # A block is read in one shape always, so that its elementwise functions are what they are.
-        self.for_blocks = None if linears is None else Invariant(linears, rows=False)
-        self.for_rows = None if linears is None else Invariant(linears, rows=True)
+        self.invariant = invariant
+        self.renew()
         self.alone = [_alone(block) for block in model.spec.blocks]
         self.stateful = any(not layer.shapes for layer in store.layers) or any(
             getattr(block.mixer, "previous_key", False) for block in model.spec.blocks
         )
+
+    def renew(self) -> None:
+        """Pack the weights as they are now."""
+        linears = packed(self.model) if self.invariant else None
+        # A block is read in one shape always, so that its elementwise functions are what they are.
+        self.for_blocks = None if linears is None else Invariant(linears, rows=False)
+        self.for_rows = None if linears is None else Invariant(linears, rows=True)
 
     @torch.inference_mode()
     def block(self, sequence: Sequence, begin: int, end: int) -> Tensor:

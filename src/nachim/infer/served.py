@@ -134,8 +134,7 @@ class Served:
     def score_prompt(self, logits_TV: Tensor, begin: int) -> None:
         """Log-probabilities of the prompt's tokens after the `begin` first, from the logits of the tokens before."""
         tokens = self.request.prompt
-        if not self.prompt_logprobs:
-            self.prompt_logprobs.append(None)
+        self.prompt_logprobs = [None, *self.prompt_logprobs[1 : begin + 1]]  # a prompt may be read again
         wanted = torch.tensor(tokens[begin + 1 : begin + 1 + len(logits_TV)], device=logits_TV.device)
         found = F.log_softmax(logits_TV[: len(wanted)], -1).gather(1, wanted[:, None])
         self.prompt_logprobs.extend(found[:, 0].tolist())
