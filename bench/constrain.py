@@ -1,11 +1,13 @@
-"""Constrained decoding held against public schemas: what is enforced, what is falsely taken, and what a mask costs.
+"""Constrained decoding: what is enforced of public schemas, what is falsely taken, and what it costs.
 
     python bench/constrain.py --schemas maskbench/data            # github.com/guidance-ai/jsonschemabench
 
 Each file of the folder holds a schema and texts that are and are not of it. A text is walked token by token; it is
 accepted when every token was allowed and it may end there. A false accept is a text accepted that is not of the
-schema. Times are of the processor, so that a busy machine changes them little. The vocabulary is a byte-level BPE of
-32,768 tokens, trained here on the source of the standard library.
+schema. The vocabulary is a byte-level BPE of 32,768 tokens, trained here on the source of the standard library; `alone`
+are llguidance's own masks of the same texts. Times are of the processor, so that a busy machine changes them little.
+Then eight requests are decoded together by an untrained model, under a schema and without, in turns. Without
+--schemas only that is done.
 """
 
 from __future__ import annotations
@@ -20,32 +22,53 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import llguidance
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nachim.infer.constrain import Grammar, Vocabulary, json_schema
-from nachim.spec import UserError
+from nachim.infer.engine import Engine
+from nachim.infer.folder import Loaded
+from nachim.infer.request import Sampling
+from nachim.model.build import build
+from nachim.model.decoder import initialise
+from nachim.spec import UserError, plain
 
 END = "<|endoftext|>"
 TEXT_BYTES = 12_000_000
+SCHEMA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "n": {"type": "number"}},
+        "required": ["name"],
+    },
+    "minItems": 100,
+}
+"""What the untrained model writes: it does not come to its end."""
 
 
 def main() -> None:
     """Read the options, walk the schemas, print one table or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--schemas", type=Path, required=True, help="folder of MaskBench files (schema, tests)")
+    parser.add_argument("--schemas", type=Path, help="folder of MaskBench files (schema, tests)")
     parser.add_argument("--sample", type=int, default=400, help="how many are drawn; 0 takes all")
     parser.add_argument("--seed", type=int, default=0, help="draws the sample")
     parser.add_argument("--vocab-size", type=int, default=32_768, help="tokens of the vocabulary")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of decoding with and without a schema")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     asked = parser.parse_args()
-    files = sorted(asked.schemas.glob("*.json"))
-    if not files:
-        parser.error(f"{asked.schemas} holds no .json file")
-    if asked.sample:
-        files = random.Random(asked.seed).sample(files, min(asked.sample, len(files)))
     tokenizer = trained(asked.vocab_size)
     vocabulary = Vocabulary(tokenizer.to_str(), tokenizer.get_vocab_size(), [tokenizer.token_to_id(END)])
-    found = summary([walked(json.loads(path.read_text("utf-8")), path.stem, tokenizer, vocabulary) for path in files])
+    found: dict[str, Any] = {}
+    if asked.schemas is not None:
+        files = sorted(asked.schemas.glob("*.json"))
+        if not files:
+            parser.error(f"{asked.schemas} holds no .json file")
+        if asked.sample:
+            files = random.Random(asked.seed).sample(files, min(asked.sample, len(files)))
+        cases = [(path.stem, json.loads(path.read_text("utf-8"))) for path in files]
+        found = summary([walked(case, name, tokenizer, vocabulary) for name, case in cases])
+    found |= decoding(tokenizer, vocabulary, asked.rounds)
     if asked.json:
         print(json.dumps(found))
     else:
@@ -85,34 +108,65 @@ def walked(case: dict[str, Any], name: str, tokenizer: Tokenizer, vocabulary: Vo
         "name": name,
         "compile_us": micros(began),
         "masks": [],
+        "alone": [],
         "accepts": [],
         "rejects": [],
         "wide": bool(grammar.valid),
     }
     for index, test in enumerate(case["tests"]):
         ids = tokenizer.encode(json.dumps(test["data"], ensure_ascii=False), add_special_tokens=False).ids
-        if accepted(ids, grammar, vocabulary, found["masks"]) != test["valid"]:
+        if accepted(ids, grammar, vocabulary, found) != test["valid"]:
             found["rejects" if test["valid"] else "accepts"].append(index)
     return found
 
 
-def accepted(ids: list[int], grammar: Grammar, vocabulary: Vocabulary, masks: list[float]) -> bool:
-    """Whether a text may be written token by token and end; each mask's microseconds join `masks`."""
-    constraint = vocabulary.start(grammar)
-    for token in (*ids, vocabulary.ends[0]):
-        began = time.thread_time()
-        allowed = constraint.allowed()
-        masks.append(micros(began))
+def accepted(ids: list[int], grammar: Grammar, vocabulary: Vocabulary, times: dict[str, list[float]]) -> bool:
+    """Whether a text may be written token by token and end; the microseconds of ours and llguidance's own masks join
+    `times`, in turns."""
+    constraint, other = vocabulary.start(grammar), llguidance.LLMatcher(vocabulary.tokens, grammar.text, log_level=0)
+    for position, token in enumerate((*ids, vocabulary.ends[0])):
+        for ours in (True, False) if position % 2 else (False, True):
+            began = time.thread_time()
+            if ours:
+                allowed = constraint.allowed()
+            else:
+                other.compute_bitmask()
+            times["masks" if ours else "alone"].append(micros(began))
         if not allowed[token]:
             return False
         constraint.accept(token)
+        other.consume_token(token)
     return True
+
+
+def decoding(tokenizer: Tokenizer, vocabulary: Vocabulary, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a step of eight requests with a schema and without, and what the schema adds, in percent."""
+    decoder = plain(d_model=512, n_layers=8, d_head=64, vocab_size=vocabulary.width)
+    model = build(decoder, decoder.d_model).eval()
+    initialise(model, 0)
+    engine = Engine(Loaded(model, tokenizer, frozenset(vocabulary.ends), 512))
+    grammar, spent = json_schema(SCHEMA), {True: [], False: []}
+    for turn in range(2 * rounds):
+        constrained = bool(turn % 2)
+        for seed in range(8):
+            constraint = vocabulary.start(grammar) if constrained else None
+            engine.add([1 + seed, 2, 3], Sampling(max_tokens=48, seed=seed, ignore_eos=True), constraint=constraint)
+        engine.step()
+        while len(engine.served) == 8:
+            began = time.process_time()
+            engine.step()
+            spent[constrained].append(1000 * (time.process_time() - began))
+        while not engine.idle:
+            engine.step()
+    plain_ms, held_ms = statistics.median(spent[False]), statistics.median(spent[True])
+    added = round(100 * (held_ms / plain_ms - 1), 2)
+    return {"step_ms": round(plain_ms, 2), "step_ms_constrained": round(held_ms, 2), "step_cost_percent": added}
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts over all schemas, and times over all masks."""
     run = [one for one in results if "refused" not in one]
-    masks = sorted(us for one in run for us in one["masks"])
+    masks, alone = (sorted(us for one in run for us in one[kind]) for kind in ("masks", "alone"))
     whole = [one for one in run if not one["accepts"] and not one["rejects"]]
     why = Counter(
         one["refused"].removeprefix("the JSON schema cannot be enforced: ")[:60] for one in results if "refused" in one
@@ -130,6 +184,8 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         "mask_us_p50": masks[len(masks) // 2],
         "mask_us_p99": masks[len(masks) * 99 // 100],
         "mask_us_max": masks[-1],
+        "alone_us_mean": round(statistics.fmean(alone), 1),
+        "alone_us_p99": alone[len(alone) * 99 // 100],
         "compile_us_p50": statistics.median(one["compile_us"] for one in run),
         "compile_us_max": max(one["compile_us"] for one in run),
         "refused_for": dict(why.most_common(12)),

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench._chatty import checkpoint
 from bench._malformed import malformed
 from nachim.app.server.served import chat_template
 from nachim.infer.engine import Engine
-from tests.app.chatty import checkpoint
 from tests.app.serving import KEY, Server, serving, until
 
 ASK = [{"role": "user", "content": "Say something."}]
@@ -182,7 +182,7 @@ def test_other_formats_are_kept_to(client, form, fits):
 
 def test_a_required_tool_is_called(client):
     for seed in range(2):
-        found = chat(client, tools=TOOLS, tool_choice="required", max_tokens=450, seed=seed, parallel_tool_calls=False)
+        found = chat(client, tools=TOOLS, tool_choice="required", max_tokens=700, seed=seed, parallel_tool_calls=False)
         choice = found.choices[0]
         (call,) = choice.message.tool_calls
         assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
@@ -193,7 +193,7 @@ def test_a_required_tool_is_called(client):
 
 def test_the_chosen_tool_is_called_in_a_stream(client):
     chosen = {"type": "function", "function": {"name": "weather"}}
-    events = list(chat(client, tools=TOOLS, tool_choice=chosen, max_tokens=450, seed=1, stream=True))
+    events = list(chat(client, tools=TOOLS, tool_choice=chosen, max_tokens=700, seed=1, stream=True))
     calls = [call for event in events for call in event.choices[0].delta.tool_calls or []]
     assert [call.function.name for call in calls] == ["weather"]
     jsonschema.validate(json.loads(calls[0].function.arguments), WEATHER)
@@ -220,7 +220,7 @@ def test_tokens_and_text_are_one_anothers(server, engine):
         ({"logit_bias": {"5": 200}}, "logit_bias"),
         ({"logit_bias": {"99999": 2}}, "99999"),
         ({"prompt": ""}, "empty"),
-        ({"prompt": "the" * 600}, "at most 512"),
+        ({"prompt": "the" * 1100}, "at most 1024"),
         ({"prompt": [99999]}, "no token 99999"),
         ({"extra_body": {"nonsense": 1}}, "'nonsense'"),
         ({"extra_body": {"response_format": {"type": "regex", "pattern": "("}}}, "regular expression"),

@@ -92,7 +92,7 @@ SCHEMAS = [
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:40])
 def test_json_of_a_schema_is_written(vocabulary, schema):
-    texts = [written(vocabulary, constrain.json_schema(schema), seed) for seed in range(3)]
+    texts = [written(vocabulary, constrain.json_schema(schema), seed) for seed in range(9)]
     found = [text for text in texts if text is not None]
     assert found
     for text in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -122,7 +123,7 @@ class Worker:
         except BaseException as error:  # whatever it is, those who wait must hear of it
             self.failed = error
             self._tell(self._fail, ApiError(500, f"the engine failed: {type(error).__name__}"))
-            raise
+            traceback.print_exc()
 
     def _obey(self) -> bool:
         """Do what was ordered, and wait for an order while there is nothing else; False when the thread is to end."""

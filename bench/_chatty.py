@@ -43,7 +43,7 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def checkpoint(folder: Path, seed: int = 0, width: int = 32, context: int = 512) -> Path:
+def checkpoint(folder: Path, seed: int = 0, width: int = 32, context: int = 1024) -> Path:
     """Write the checkpoint into `folder`, as an imported run; nothing was trained, so answers are noise."""
     made = tokenizer()
     decoder = plain(d_model=width, n_layers=2, d_head=width // 2, vocab_size=made.get_vocab_size())
