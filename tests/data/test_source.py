@@ -9,7 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from nachim.data.ingest import Origin
+from nachim.data.pipeline import Pipeline, build
 from nachim.data.read import Report
+from nachim.data.shards import read_shard
 from nachim.data.source import open_source
 from nachim.spec.data import Corpus, HuggingFace, Stdlib
 from nachim.spec.error import UserError
@@ -60,6 +63,34 @@ def test_a_hugging_face_data_set(datasets):
     source = open_source(HuggingFace(name="some/set", text_column="body"))
     assert list(source.documents(report)) == [b"one", b"two"]
     assert report.skipped["not a string"].first == "some/set/train, row 1"
+
+
+def test_a_hugging_face_data_set_as_rows(monkeypatch, tmp_path):
+    class Wide(Rows):
+        column_names = ("id", "body", "date", "extra")
+        cache_files = ({"filename": str(tmp_path / "rows.arrow")},)
+
+        def select_columns(self, names):
+            assert names == ["body", "id", "date"]
+            return self
+
+        def iter(self, batch_size):
+            yield pa.table({"body": ["one", None, "three"], "id": [7, 8, None], "date": ["a", "b", None]})
+
+    (tmp_path / "rows.arrow").write_bytes(b"as it was")
+    known = types.SimpleNamespace(load_dataset=lambda name, config, split: Wide())
+    monkeypatch.setitem(sys.modules, "datasets", known)
+    corpus = HuggingFace(name="some/set", text_column="body")
+    pipeline = Pipeline(origins=(Origin(corpus=corpus, columns=("date", "absent"), name="hf"),))
+    built = build(pipeline, tmp_path / "out")
+    assert [row for shard in built.shards for row in read_shard(shard.path)] == [
+        {"id": 7, "text": "one", "date": "a", "source": "hf"},
+        {"id": "some/set/train, row 2", "text": "three", "date": None, "source": "hf"},
+    ]
+    assert built.passed[0].ledger.dropped["not a string"].rows == 1
+    assert build(pipeline, tmp_path / "out").passed[0].made == 0
+    (tmp_path / "rows.arrow").write_bytes(b"changed")
+    assert build(pipeline, tmp_path / "out").passed[0].made == 1
 
 
 def test_a_hugging_face_column_that_is_not_there(datasets):

@@ -106,7 +106,8 @@ def tokenised(built: Built, cache: Path, view: TerminalView) -> Batches | None:
     if data is None:
         path.unlink(missing_ok=True)
         return None
-    prepared = prepare(data, cache, listen(view))
+    hear = listen(view)
+    prepared = prepare(data, cache, lambda stage, done: hear(f"tokens: {stage}", done))
     replace(data, fingerprint_of_tokens=prepared.fingerprint).save(path)
     return Batches(prepared, data)
 

@@ -122,19 +122,23 @@ def _readings(number: int, origin: Origin, folder: Path, shard_bytes: int) -> It
     source = open_source(origin.corpus)
     told = json.dumps({**origin.to_json(), "licence": ""}, sort_keys=True)
     for count, files in enumerate(_groups(source, shard_bytes)):
-        names = tuple(path.relative_to(source.base).as_posix() for path, _, _ in files)
-        stamps = [[name, size, time] for name, (_, size, time) in zip(names, files, strict=True)]
+        stamps = [[path.relative_to(source.base).as_posix(), size, time] for path, size, time in files]
+        names = () if source.tables else tuple(str(name) for name, _, _ in stamps)
         key = digest(VERSION, told, stamps, source.pieces, shard_bytes)
         target = folder / f"{number:02}-{count:05}.json"
         yield Read(told, source.base, target, key, names, source.pieces, shard_bytes)
 
 
 def _groups(source: Source, shard_bytes: int) -> Iterator[list[tuple[Path, int, int]]]:
+    """Files that are read together, with their stamps; of tables the files that say whether they changed."""
     held: list[tuple[Path, int, int]] = []
+    total = 0
     for path in source.files:
-        held.append((path, *stamp(path)))
-        if sum(size for _, size, _ in held) >= shard_bytes:
+        size, time = stamp(path)
+        held.append((path, size, time))
+        total += size
+        if not source.tables and total >= shard_bytes:
             yield held
-            held = []
+            held, total = [], 0
     if held or not source.files:
         yield held

@@ -108,7 +108,7 @@ def _hugging_face(corpus: HuggingFace) -> Source:
     def read(report: Report) -> Iterator[bytes]:
         return read_tables(tables(()), name, column, report)
 
-    return Source(name, files, read, tables=lambda columns: tables(("id", *columns)))
+    return Source(name, files, read, Path("/"), tables=lambda columns: tables(("id", *columns)))
 
 
 def _load_hugging_face(corpus: HuggingFace) -> Any:
