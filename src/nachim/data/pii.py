@@ -72,6 +72,8 @@ class Kind:
     name: str
     pattern: re.Pattern[str]
     check: Callable[[str], bool] = _always
+    hints: tuple[str, ...] = ()
+    """One of these stands in every text that has such a thing."""
 
 
 _KEY = "|".join(
@@ -89,28 +91,43 @@ _KEY = "|".join(
     )
 )
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_HEX = "[0-9a-fA-F]"
+# A pattern begins with what it takes and looks back from there: then only such places are tried.
 KINDS: tuple[Kind, ...] = (
-    Kind("key", re.compile(_KEY)),
+    Kind(
+        "key",
+        re.compile(_KEY),
+        hints=("PRIVATE KEY", "AKIA", "ASIA", "gh", "glpat-", "xox", "AIza", "sk-", "sk_live_", "hf_", "eyJ"),
+    ),
     Kind(
         "email",
         re.compile(
-            rf"(?<![\w.+%-])[\w+%-]+(?:\.[\w+%-]+)*@(?:{_PART}\.)+(?!(?:png|jpe?g|gif|svg|webp)\b)[A-Za-z]{{2,24}}\b"
+            rf"[\w+%-](?<![\w.+%-][\w+%-])[\w+%-]*(?:\.[\w+%-]+)*@(?:{_PART}\.)+"
+            r"(?!(?:png|jpe?g|gif|svg|webp)\b)[A-Za-z]{2,24}\b"
         ),
+        hints=("@",),
     ),
     Kind(
         "iban",
-        re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])"),
+        re.compile(r"[A-Z](?<![A-Za-z0-9][A-Z])[A-Z]\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])"),
         iban,
     ),
-    Kind("card", re.compile(r"(?<![\w.,/+-])\d(?:[ -]?\d){12,18}(?![\w]|[.,/-]\d)"), _card),
-    Kind("ip", re.compile(r"(?<![\w.:-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"), _public),
-    Kind("ip", re.compile(r"(?<![\w.:])(?:[0-9a-fA-F]{1,4}:){2,7}(?::?[0-9a-fA-F]{1,4}){1,7}(?![\w:])"), _public),
+    Kind("card", re.compile(r"\d(?<![\w.,/+-]\d)(?:[ -]?\d){12,18}(?![\w]|[.,/-]\d)"), _card),
+    Kind("ip", re.compile(r"\d(?<![\w.:-]\d)\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"), _public),
+    Kind(
+        "ip",
+        re.compile(
+            rf"{_HEX}(?<![\w.:]{_HEX}){_HEX}{{0,3}}:(?:{_HEX}{{1,4}}:){{1,6}}(?::?{_HEX}{{1,4}}){{1,7}}(?![\w:])"
+        ),
+        _public,
+    ),
     Kind(
         "phone",
         re.compile(
-            r"(?<![\w+.-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}"  # international
-            r"|\(\d{3}\) ?\d{3}[ .-]\d{4}"  # North America
-            r"|0(?:10|1[16-9]|2|[3-6]\d|70)-\d{3,4}-\d{4})(?![\w-]|\.\d)"  # Korea
+            r"[+(0](?<![\w+.-][+(0])(?:"
+            r"(?<=\+)\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}"  # international
+            r"|(?<=\()\d{3}\) ?\d{3}[ .-]\d{4}"  # North America
+            r"|(?<=0)(?:10|1[16-9]|2|[3-6]\d|70)-\d{3,4}-\d{4})(?![\w-]|\.\d)"  # Korea
         ),
         _telephone,
     ),
@@ -129,5 +146,7 @@ def mask(text: str) -> tuple[str, Counter[str]]:
         return f"<{kind.name}>"
 
     for kind in KINDS:
+        if kind.hints and not any(hint in text for hint in kind.hints):
+            continue
         text = kind.pattern.sub(lambda match, kind=kind: replaced(kind, match[0]), text)
     return text, counts
