@@ -86,12 +86,13 @@ class Linears:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., in] to [..., out], each row as if it were alone."""
         held = self.named.get(id(weight)) or self.placed.get(_key(weight))
-        x_RD = x.reshape(-1, x.shape[-1])
-        rows = len(x_RD)
+        rows = x.numel() // x.shape[-1]
+        if held is not None and held.ready is not None and rows >= held.fewest:
+            return _multiply(x, held.ready, bias)
+        x_RD = x.reshape(rows, -1)
         if held is None or held.ready is None:
             return tiled(x_RD, weight, bias).view(*x.shape[:-1], -1)
-        if rows < held.fewest:
-            x_RD = F.pad(x_RD, (0, 0, 0, held.fewest - rows))
+        x_RD = F.pad(x_RD, (0, 0, 0, held.fewest - rows))
         return _multiply(x_RD, held.ready, bias)[:rows].view(*x.shape[:-1], -1)
 
 
@@ -99,8 +100,8 @@ def _key(weight: Tensor) -> tuple[int, tuple[int, ...]]:
     return weight.data_ptr(), tuple(weight.shape)
 
 
-def _multiply(x_RD: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x_RD.contiguous(), packed, bias, "none", [], "")
+def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(x.contiguous(), packed, bias, "none", [], "")
 
 
 def tiled(x_RD: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -114,12 +115,14 @@ def even(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) 
     """An elementwise function in whole vectors only, and in pieces that one thread takes."""
     if "out" in kwargs:
         return kwargs.pop("out").copy_(even(function, x, *args, **kwargs))
-    flat = x.reshape(-1)
-    if x.device.type != "cpu" or (flat.numel() % VALUES == 0 and flat.numel() <= PIECE and x.is_contiguous()):
+    if x.device.type != "cpu":
         return function(x, *args, **kwargs)
-    padded = F.pad(flat, (0, -flat.numel() % VALUES))
+    size = x.numel()
+    if size % VALUES == 0 and size <= PIECE:
+        return function(x.contiguous(), *args, **kwargs)
+    padded = F.pad(x.reshape(-1), (0, -size % VALUES))
     done = torch.cat([function(piece, *args, **kwargs) for piece in padded.split(PIECE)])
-    return done[: flat.numel()].view(x.shape)
+    return done[:size].view(x.shape)
 
 
 def by_row(equation: str, *operands: Tensor) -> Tensor:

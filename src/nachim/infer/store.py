@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,9 +87,9 @@ class Store:
 
     def slots(self, sequence: Sequence, group: Group, begin: int, end: int) -> Tensor:
         """Where its tokens [begin, end) stand."""
-        index = torch.arange(begin, end)
-        table = torch.tensor(sequence.tables[group])
-        return (table[index // self.page] * self.page + index % self.page).to(self.device)
+        index = np.arange(begin, end)
+        table = np.asarray(sequence.tables[group])
+        return torch.from_numpy(table[index // self.page] * self.page + index % self.page).to(self.device)
 
     def read(self, layer: int, name: str, slots: Tensor) -> Tensor:
         """The values in these slots, [1, ..., slots, ...]."""
