@@ -25,7 +25,7 @@ def turns(draw):
     others = draw(st.lists(st.permutations(first), max_size=2))
     begins = np.cumsum([0, *draw(st.lists(st.integers(0, 400), min_size=len(others), max_size=len(others)))])
     weights = tuple(tuple(one) for one in (first, *others))
-    return Turns(tuple(int(one) for one in begins), weights, draw(st.integers(0, 2**31)))
+    return Turns(tuple(int(one) for one in begins), weights, draw(st.sampled_from([0, 1, -1, 2**31, 2**63])))
 
 
 @settings(max_examples=40)
@@ -116,3 +116,9 @@ def test_a_mixture_insists_on_its_tokens(data, other, tmp_path):
         open_mixture(asked, tmp_path / "cache")
     with pytest.raises(UserError, match="a Mixture is read by a run alone"):
         prepare(asked, tmp_path / "cache")
+
+
+def test_known_turns_do_not_move():
+    """A run that is resumed must go on with the same corpora."""
+    course = Turns((0, 10), ((0.25, 0.35, 0.4), (0.0, 0.5, 0.5)), 3)
+    assert course.at(np.arange(16))[0].tolist() == [1, 2, 1, 2, 0, 1, 2, 0, 2, 1, 2, 1, 2, 1, 2, 1]

@@ -83,7 +83,7 @@ class Turns:
         sums, found = np.cumsum(self.weights[phase]), []
         for one, (weight, total) in enumerate(zip(self.weights[phase], sums, strict=True)):
             share = round(weight / total * 2**PARTS) if total else 0
-            key = np.array([(self.seed << 16) + (phase << 8) + one], dtype=np.int64).astype(np.uint64)
+            key = np.array([((self.seed << 16) + (phase << 8) + one) % 2**64], dtype=np.uint64)
             found.append((share, int(mix(key)[0]) % 2**PARTS))
         whole = next(one for one, weight in enumerate(self.weights[phase]) if weight)
         found[whole] = (2**PARTS, 0)
