@@ -13,6 +13,7 @@ from rich.console import Console
 
 from nachim.app.data_build import Build
 from nachim.app.data_quality import Mask, NGramModel, Resampled, Score, TrainClassifier
+from nachim.app.data_tokenizer import TokenizerReport
 from nachim.app.view import TerminalView
 from nachim.data.contamination import Unit, contamination
 from nachim.data.distinct import Keep, distinct_records
@@ -110,7 +111,8 @@ def data(
         | Annotated[NGramModel, tyro.conf.subcommand("ngram", prefix_name=False)]
         | Annotated[TrainClassifier, tyro.conf.subcommand("classifier", prefix_name=False)]
         | Annotated[Resampled, tyro.conf.subcommand("resample", prefix_name=False)]
-        | Annotated[Mask, tyro.conf.subcommand("mask", prefix_name=False)],
+        | Annotated[Mask, tyro.conf.subcommand("mask", prefix_name=False)]
+        | Annotated[TokenizerReport, tyro.conf.subcommand("tokenizer", prefix_name=False)],
         tyro.conf.arg(name=""),
     ],
 ) -> int:
