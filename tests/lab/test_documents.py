@@ -10,10 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from nachim.evaluate.bpb import Windows, measure
-from nachim.lab.work import loss_of, next_token_loss
+from nachim.lab.work import Place, carry_out, judge, loss_of, next_token_loss, open_batches
 from nachim.model import build
 from nachim.model.decoder import initialise
-from nachim.spec import BPE, MTP, Data
+from nachim.model.load import load
+from nachim.spec import BPE, MTP, AdamW, Cosine, Data, Files, Run, Train, Validation
 from tests.spec.examples import decoder
 
 END = 0
@@ -80,3 +81,22 @@ def test_validation_minds_documents_too(model):
     wanted = torch.cat([alone(model, document) for document in DOCUMENTS]).mean().item()
     assert measure(model, windows)["loss"] == pytest.approx(wanted, rel=1e-5)
     assert measure(model, dataclasses.replace(windows, end=None))["loss"] != pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_run_on_packed_documents_is_trained_and_judged_by_them(tmp_path):
+    chance = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(60):
+        words = chance.choice([f"w{n}" for n in range(200)], int(chance.integers(20, 80)))
+        (tmp_path / "in" / f"{i}.txt").write_text(" ".join(words))
+    corpus = Files(path=str(tmp_path / "in"), validation_bytes=2000)
+    data = dataclasses.replace(MASKED, corpus=corpus, seq_len=32)
+    train = Train(tokens=4 * 128, batch_tokens=128, optimizer=AdamW(lr=0.01), schedule=Cosine(warmup_tokens=128))
+    run = Run(model=decoder(), data=data, train=train, validation=Validation(tokens=512))
+    place = Place(cache=tmp_path / "cache", checkpoint_seconds=1e9)
+    result = carry_out(run, tmp_path / "run", place, lambda run, step, loss: None)
+    assert result["steps"] == 4 and np.isfinite(result["validation"]["bpb"])
+    model, batches = load(tmp_path / "run"), open_batches(data, place.cache)
+    assert judge(batches, run)(model)["loss"] == pytest.approx(result["validation"]["loss"], rel=1e-5)
+    seen = dataclasses.replace(run, data=dataclasses.replace(data, mask_documents=False))
+    assert abs(judge(batches, seen)(model)["loss"] - result["validation"]["loss"]) > 1e-5
