@@ -27,8 +27,8 @@ from nachim.data.stage import Drop, Joined, Outcome, Row, Shelf, Summary, WholeS
 from nachim.spec.error import UserError
 
 SMOOTH = 1e-8
-TABLE_BITS = 21
-"""The table of known n-grams holds 2 M of them in 24 MiB, and forgets the one whose place another needs."""
+TABLE_BITS = 22
+"""The table of known n-grams holds 4 M of them in 48 MiB, and forgets the one whose place another needs."""
 
 Indices = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
@@ -104,19 +104,20 @@ class _Words:
     def __init__(self, texts: Sequence[str]) -> None:
         raws = [text.lower().encode("utf-8", "surrogatepass") for text in texts]
         raw = b"\n".join(raws)
-        kind = _kinds_of(raw)
-        turns = np.flatnonzero(np.diff(kind, prepend=_SPACE, append=_SPACE))
+        kind = np.zeros(len(raw) + 2, dtype=np.uint8)
+        kind[1:-1] = _kinds_of(raw)
+        turns = np.flatnonzero(kind[1:] != kind[:-1])
         # a turn begins a word unless white space follows, and ends one unless white space stands before
-        starts = turns[np.append(kind, _SPACE)[turns] != _SPACE]
-        ends = turns[np.append(_SPACE, kind)[turns] != _SPACE]
-        self.owner = np.searchsorted(np.cumsum([len(one) + 1 for one in raws]), starts, side="right")
+        starts = turns[kind[turns + 1] != _SPACE]
+        ends = turns[kind[turns] != _SPACE]
+        limits = np.cumsum([0, *(len(one) + 1 for one in raws)])
+        self.owner = np.repeat(np.arange(len(raws)), np.diff(np.searchsorted(starts, limits)))
         self._ends = np.cumsum(ends - starts + 1)
         self._starts = self._ends - (ends - starts + 1)
-        line = np.full(len(starts) + int((ends - starts).sum()) + 8, _BLANK, dtype=np.uint8)
-        begun = np.zeros(len(kind), dtype=np.int64)
-        begun[starts] = 1
-        inside = np.flatnonzero(kind != _SPACE)
-        line[np.arange(len(inside)) + (np.cumsum(begun) - 1)[inside]] = np.frombuffer(raw, dtype=np.uint8)[inside]
+        size = int(self._ends[-1]) if len(self._ends) else 0
+        line, lettered = np.full(size + 8, _BLANK, dtype=np.uint8), np.ones(size, dtype=bool)
+        lettered[self._ends - 1] = False
+        line[:size][lettered] = np.frombuffer(raw, dtype=np.uint8)[kind[1:-1] != _SPACE]
         self._line = line.tobytes()
         self.hashes = span_hashes(line, self._starts, self._ends - 1 - self._starts)
 
