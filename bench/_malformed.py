@@ -44,7 +44,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
             {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
             for schema in (
                 *({"type": "no"}, {"enum": []}, {"type": "integer", "minimum": 5, "maximum": 2}, {"$ref": "#/none"}),
-                *({"$ref": "http://127.0.0.1:1/x"}, {"type": 5}, {"pattern": "("}, {"x-guidance": {}}, {"not": {}}),
+                *({"$ref": "http://127.0.0.1:1/x"}, {"type": 5}, {"pattern": "("}, {"x-guidance": {}}),
             )
         ),
     ),
@@ -76,7 +76,7 @@ WRONG_CHAT: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("maybe", 5, "required", {"type": "function", "function": {"name": "none"}}),
     "max_completion_tokens": (0, -1, "x"),
     "metadata": (5, {"a": 1}),
-    "chat_template_kwargs": (5, []),
+    "chat_template_kwargs": (5, [], {"self": 1}, {"messages": []}),
     "store": (True, 5),
 }
 """Those of a chat's that differ."""

@@ -13,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bench._chatty import checkpoint
 from nachim.infer import constrain
 from nachim.infer.constrain import Grammar, Vocabulary
+from nachim.infer.engine import Engine
 from nachim.infer.json_valid import Validator, matches
+from nachim.infer.request import Sampling
 from nachim.spec import UserError
 
 END = "<|endoftext|>"
@@ -214,3 +217,37 @@ def test_an_expression_that_backtracks_without_end_is_matched_at_once():
 def test_the_validator_agrees_with_jsonschema(schema, value):
     expected = jsonschema.Draft202012Validator(schema).is_valid(value)
     assert Validator(schema)(json.dumps(value)) == expected
+
+
+SHAPE = r'\{"a": (true|false), "b": "[xyz]{2,5}"\}'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+def served(engine: Engine, tokens_file, temperature: float) -> list[tuple[str, str | None]]:
+    """Text and end of four requests under one constraint, beside four that are free."""
+    vocabulary = Vocabulary(tokens_file, engine.model.spec.vocab_size, sorted(engine.loaded.ends))
+    prompt = 'again {"a": true, "b": "xy"} and again {"a": true, "b": "xy"}'
+    held, texts, ends = [], {}, {}
+    for seed in range(4):
+        asked = Sampling(max_tokens=60, temperature=temperature, seed=seed)
+        held.append(engine.add(prompt, asked, constraint=vocabulary.start(constrain.regex(SHAPE))))
+        engine.add(prompt[seed:], asked)
+    while not engine.idle:
+        for chunk in engine.step():
+            texts[chunk.request] = texts.get(chunk.request, "") + chunk.text
+            ends[chunk.request] = chunk.finish_reason
+    return [(texts[request], ends[request]) for request in held]
+
+
+@pytest.mark.parametrize("options", [{"draft": "ngram"}, {"block": 16, "budget": 16}, {"invariant": False}], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_engine_keeps_to_a_constraint_however_it_works(folder, options, temperature):
+    tokens = folder / "huggingface" / "tokenizer.json"
+    found = served(Engine(folder, **options), tokens, temperature)
+    assert all(re.fullmatch(SHAPE, text) and end == "stop" for text, end in found)
+    if temperature == 0.0:
+        assert found == served(Engine(folder), tokens, temperature)

@@ -13,6 +13,8 @@ from nachim.spec import UserError
 
 KEY = "NACHIM_API_KEY"
 """The environment variable that holds the key where none is given."""
+OWN = ("127.0.0.1", "::1", "localhost")
+"""Addresses that only this machine can reach."""
 
 
 def serve(
@@ -23,6 +25,8 @@ def serve(
     name: str | None = None,
     dtype: str = "float32",
     chat_template: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    cache_tokens: int = 32_768,
+    draft: str | None = None,
     samples: int = 256,
     body_bytes: int = 8_000_000,
     stall_seconds: float = 60.0,
@@ -44,11 +48,35 @@ def serve(
         name: What the model is called; by default the folder's name.
         dtype: The precision of the weights, such as bfloat16.
         chat_template: A Jinja file that takes the place of the model's chat template.
+        cache_tokens: Tokens of all requests together that the cache has room for.
+        draft: What guesses tokens for the model to check: ngram, mtp, or the folder of a smaller model.
         samples: Samples that may be queued or running at once; requests beyond get 429.
         body_bytes: The largest body of a request; larger ones get 413.
         stall_seconds: How long a client may stand still, sending or reading, before it is left.
         drain_seconds: How long what is being answered may take after SIGTERM.
     """
+    _check(run, samples, body_bytes, stall_seconds, drain_seconds)
+    try:
+        from nachim.app.server.api import Api
+        from nachim.app.server.gate import Limits
+        from nachim.app.server.listen import bound, listen
+        from nachim.app.server.served import Served
+    except ImportError as error:
+        raise UserError(f"serving needs the package {error.name}: install nachim[serve]") from error
+    from nachim.infer.engine import Engine
+
+    listening, key = bound(host, port), api_key or os.environ.get(KEY)
+    if key is None and host not in OWN:
+        print(f"nachim: everybody who reaches {host} can use this server: give it an --api-key", file=sys.stderr)
+    engine = Engine(run, dtype=dtype, cache_tokens=cache_tokens, draft=draft)
+    served = Served(run, engine, name, chat_template)
+    app = Api(served, Limits(body_bytes, samples, stall_seconds)).app(key)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
+    listen(app, listening, drain_seconds, lambda: print(f"serving {served.name} at {address}", flush=True))
+    return 0
+
+
+def _check(run: Path, samples: int, body_bytes: int, stall_seconds: float, drain_seconds: float) -> None:
     for option, value in (("samples", samples), ("body-bytes", body_bytes)):
         if value < 1:
             raise UserError(f"--{option} is {value}; it must be at least 1")
@@ -56,26 +84,3 @@ def serve(
         raise UserError("--stall-seconds must be above 0, and --drain-seconds not below")
     if not run.is_dir():
         raise UserError(f"there is no folder {run}")
-    try:
-        from nachim.app.server.api import Api
-        from nachim.app.server.gate import Limits
-        from nachim.app.server.listen import bound
-        from nachim.app.server.listen import run as listen
-        from nachim.app.server.served import Served
-    except ImportError as error:
-        raise UserError(f"serving needs the package {error.name}: install nachim[serve]") from error
-    from nachim.infer.engine import Engine
-
-    listening = bound(host, port)
-    served = Served(run, Engine(run, dtype=dtype), name, chat_template)
-    limits = Limits(body_bytes=body_bytes, samples=samples, stall_seconds=stall_seconds)
-    key = api_key or os.environ.get(KEY)
-    if key is None and host not in ("127.0.0.1", "::1", "localhost"):
-        print(f"nachim: everybody who reaches {host} can use this server: give it an --api-key", file=sys.stderr)
-
-    def ready() -> None:
-        number = listening.getsockname()[1]
-        print(f"serving {served.name} at http://{f'[{host}]' if ':' in host else host}:{number}/v1", flush=True)
-
-    listen(Api(served, limits).app(key), listening, drain_seconds, ready)
-    return 0

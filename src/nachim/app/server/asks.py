@@ -31,6 +31,8 @@ from nachim.infer.request import Sampling
 FEW = 16
 """Tokens of a completion whose length was not asked for, as in OpenAI's interface."""
 LARGEST = 1 << 63
+KEPT = {"self", "messages", "tools", "add_generation_prompt"}
+"""Names that a chat template is given by the server alone."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,10 @@ def rendered(
         raise ApiError(
             400, f"{served.name} has no chat template: use /v1/completions, or serve it with --chat-template"
         )
+    if wrong := sorted(KEPT & set(variables or ())):
+        raise ApiError(400, f"chat_template_kwargs cannot give {wrong[0]!r}", "chat_template_kwargs")
     told = [tool.model_dump(exclude_none=True) for tool in tools] or None
-    kept = {"messages", "tools", "add_generation_prompt"}
-    given = {name: value for name, value in (variables or {}).items() if name not in kept}
-    text = served.template.render([plain(one) for one in messages], told, **given)
+    text = served.template.render([plain(one) for one in messages], told, **(variables or {}))
     return checked(served.encode_chat(text), served)
 
 

@@ -23,7 +23,7 @@ def bound(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen at {host}:{port}: {why}; choose another --host or --port") from error
 
 
-def run(app: Starlette, listening: socket.socket, drain_seconds: float, ready: Callable[[], None]) -> None:
+def listen(app: Starlette, listening: socket.socket, drain_seconds: float, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT; then take no more, finish what is being answered, or cut it after a while."""
     config = uvicorn.Config(
         app,

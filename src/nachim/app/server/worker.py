@@ -58,11 +58,6 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    @property
-    def active(self) -> int:
-        """Requests that are queued or running."""
-        return len(self._streams)
-
     async def add(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Stream:
         """Queue a request; the stream of its chunks. Raises UserError for one that cannot be served."""
         if self.failed is not None:
