@@ -65,7 +65,7 @@ class _InChunks(torch.autograd.Function):
                 share_RV.mul_(1 - (logits_RV / cap).square_())
             share_RV = share_RV.to(weight_VD.dtype)
             torch.mul(share_RV @ weight_VD, known_R1, out=grad_ND[part])
-            grad_VD.add_(share_RV.mT @ (x_RD * known_R1))
+            _add_product(grad_VD, share_RV.mT, x_RD * known_R1)
         ctx.grads, ctx.dtype = (grad_ND, grad_VD), weight_VD.dtype
         return torch.stack(nats).sum()
 
@@ -75,3 +75,11 @@ class _InChunks(torch.autograd.Function):
         # scaled only now: the gradient of a mean over many tokens would vanish in fp16
         (grad_ND, grad_VD), ctx.grads = ctx.grads, None  # nothing stays where the graph outlives this
         return grad_ND.mul_(scale), grad_VD.mul_(scale).to(ctx.dtype), None, None, None
+
+
+def _add_product(sum_VD: Tensor, a_VR: Tensor, b_RD: Tensor) -> None:
+    """Add a b to an fp32 sum, without a tensor between where the precisions are the same."""
+    if a_VR.dtype == sum_VD.dtype:
+        sum_VD.addmm_(a_VR, b_RD)
+    else:
+        sum_VD.add_(a_VR @ b_RD)
