@@ -21,7 +21,6 @@ from nachim.train.loop import Watch
 from nachim.train.stopping import SIGNALS, Stopped, stop_on_signal
 from tests.train.tiny import ALWAYS, NEVER, Kill, differing, go, kill_at, rows, tiny_run, weights
 
-
 MACHINE = Machine(
     name="test", device="cpu", cores=2, fp32_one_thread=1e11, fp32_all=2e11, bf16_one_thread=1e9, bf16_all=2e9
 )
