@@ -77,7 +77,9 @@ def test_ray_comes_to_the_same_bytes(pipeline, tmp_path):
     assert one.to_json() == two.to_json()
 
 
-def test_what_is_done_is_not_done_again(tmp_path):
+def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # and back, for whoever comes after
+
     class Done:
         def known(self):
             return True
