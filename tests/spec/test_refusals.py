@@ -100,7 +100,7 @@ def test_a_part_of_another_kind_is_named():
     )
     refused(lambda: dataclasses.replace(MODEL, attention=SwiGLU(d_ff=8)), "Decoder.attention", "not Mixer | Pattern")
     refused(lambda: Pattern(parts=[ATTENTION]), "Pattern.parts", "not tuple[Part, ...]")
-    refused(lambda: dataclasses.replace(TRAIN, precision="fp8"), "Train.precision", "'fp8'", "fp32", "bf16", "fp16")
+    refused(lambda: dataclasses.replace(TRAIN, precision="fp4"), "Train.precision", "'fp4'", "fp32", "bf16", "fp16")
     refused(lambda: dataclasses.replace(TRAIN, micro_batch_tokens="8"), "Train.micro_batch_tokens", "'8'")
     refused(lambda: Decoder.from_json(RUN.to_json()), "expected a Decoder", "found a Run")
 
