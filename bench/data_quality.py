@@ -8,6 +8,8 @@ Rounds take turns, processor time is counted, medians are printed. Nothing here 
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import importlib
 import json as jsonlib
 import re
@@ -48,13 +50,18 @@ KINDS = {
 }
 """datatrove's reasons, and our rules of the same meaning."""
 
+TOLD = (ast.Module, ast.ClassDef, ast.FunctionDef)
+
 
 def texts_of(megabytes: float) -> list[str]:
-    """Pieces of at most 4,000 characters of source files of the standard library, `megabytes` of them."""
+    """Source files of the standard library in pieces of 4,000 characters, `megabytes` of them, and their docstrings."""
     found, size = [], 0
     for raw in open_source(Stdlib()).documents(Report()):
         text = raw.decode()
         found += [text[at : at + 4000] for at in range(0, len(text), 4000)]
+        with contextlib.suppress(SyntaxError):
+            nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, TOLD)]
+            found.append("\n\n".join(filter(None, map(ast.get_docstring, nodes)))[:8000])
         size += len(raw)
         if size > megabytes * 1e6:
             break
@@ -73,32 +80,25 @@ def timed(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, floa
 
 
 def rules(texts: list[str], rounds: int) -> dict[str, Any]:
-    """Verdicts of datatrove's filters and of our rules on the same texts and words, and the speed of both.
+    """Verdicts of datatrove's filters and of our rules on the same texts, and the speed of both.
 
-    datatrove is given our words, so that a difference is one of rules; its own limit for repeated lines is set to ours.
+    `own_words` has datatrove as it stands, with the words of its tokenizer; else it is given our words, so that a
+    difference is one of rules. Its limit for repeated lines is set to the paper's, as ours is.
     """
     quality, repetition, fineweb = (
         importlib.import_module(f"datatrove.pipeline.filters.{name}")
         for name in ("gopher_quality_filter", "gopher_repetition_filter", "fineweb_quality_filter")
     )
     document = importlib.import_module("datatrove.data").Document
-    for module in (quality, repetition, fineweb):
-        module.split_into_words = lambda text, language: WORD.findall(text)
     filters = {
         "gopher-quality": quality.GopherQualityFilter(),
         "gopher-repetition": repetition.GopherRepetitionFilter(),
         "fineweb": fineweb.FineWebQualityFilter(char_duplicates_ratio=0.1),
     }
-    table = {}
-    for family, peer in filters.items():
-        agree = same_reason = kept = 0
-        for text in texts:
-            verdict = peer.filter(document(text=text, id=""))
-            reasons = broken(FAMILIES[family], scores_of(FAMILIES[family], text))
-            kept += not reasons
-            agree += (verdict is True) == (not reasons)
-            same_reason += (verdict is True and not reasons) or (verdict is not True and KINDS[verdict[1]] in reasons)
-        table[family] = {"kept": kept / len(texts), "agree": agree / len(texts), "reason": same_reason / len(texts)}
+    own_words = {name: verdicts(peer, name, texts[::4]) for name, peer in filters.items()}
+    for module in (quality, repetition, fineweb):
+        module.split_into_words = lambda text, language: WORD.findall(text)
+    table = {name: verdicts(peer, name, texts) for name, peer in filters.items()}
     every = [rule for family in filters for rule in FAMILIES[family]]
     size = sum(len(text.encode()) for text in texts) / 1e6
     seconds = timed(
@@ -110,7 +110,25 @@ def rules(texts: list[str], rounds: int) -> dict[str, Any]:
         },
         rounds,
     )
-    return {"texts": len(texts), "verdicts": table, "mb_per_second": {name: size / s for name, s in seconds.items()}}
+    return {
+        "texts": len(texts),
+        "verdicts": table,
+        "own_words": own_words,
+        "mb_per_second": {name: size / s for name, s in seconds.items()},
+    }
+
+
+def verdicts(peer: Any, family: str, texts: list[str]) -> dict[str, float]:
+    """Of the texts: the share we keep, that on which the peer says the same, and for a reason that is also ours."""
+    document = importlib.import_module("datatrove.data").Document
+    kept = agree = reason = 0
+    for text in texts:
+        verdict = peer.filter(document(text=text, id=""))
+        broke = broken(FAMILIES[family], scores_of(FAMILIES[family], text))
+        kept += not broke
+        agree += (verdict is True) == (not broke)
+        reason += not broke if verdict is True else KINDS[verdict[1]] in broke
+    return {"kept": kept / len(texts), "agree": agree / len(texts), "reason": reason / len(texts)}
 
 
 def models(texts: list[str], rounds: int) -> dict[str, Any]:

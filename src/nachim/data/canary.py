@@ -1,7 +1,7 @@
 """Canaries: random lines put into training text, and how far a model that read them remembers them.
 
 Carlini and others, "The secret sharer" (arXiv 1802.08232): a canary is one of many lines that are equally likely before
-training. Its exposure is log2 of how many lines there are less log2 of its rank among them by loss (definition 4.1); of
+training. Its exposure is log2 of how many lines there are less log2 of its rank among them by loss (section 4); of
 a model that remembers nothing it is 1.44 bits in the mean, and of one that remembers everything log2 of the number.
 """
 
@@ -58,7 +58,7 @@ class Canaries(PerRow):
 @dataclass(frozen=True)
 class Exposure:
     """How far a canary is remembered, in bits: `ranked` by its place among the references, at most log2 of their number
-    plus one, and `fitted` by a skew normal distribution of their losses, which can tell more (section 4.4)."""
+    plus one, and `fitted` by a skew normal distribution of their losses, which can tell more (section 4)."""
 
     ranked: float
     fitted: float
