@@ -54,34 +54,38 @@ class Packed(NamedTuple):
     fewest: int
 
 
+@functools.cache
+def steady(shape: tuple[int, int], dtype: torch.dtype, threads: int) -> int:
+    """From how many rows on packed products by weights [out, in] give rows the same bits; 0 where never.
+
+    `threads` share the work, and may share it in another way.
+    """
+    generator = torch.Generator().manual_seed(0)
+    packed = torch.ops.mkldnn._reorder_linear_weight(torch.randn(shape, generator=generator).to(dtype))
+    x_RD = torch.randn(max(TRIED), shape[1], generator=generator).to(dtype)
+    whole = _multiply(x_RD, packed, None)
+    same = {n: torch.equal(_multiply(x_RD[-n:], packed, None), whole[-n:]) for n in TRIED}
+    return 1 if all(same.values()) else 2 * all(same[n] for n in TRIED if n > 1)
+
+
 class Linears:
-    """`F.linear` on packed weights. Each weight is packed when it is first met; biases are added by the kernel."""
+    """`F.linear` on weights that were packed beforehand; biases are added by the kernel."""
 
     def __init__(self) -> None:
         self.named: dict[int, Packed] = {}
         self.placed: dict[tuple[int, tuple[int, ...]], Packed] = {}
-        self.known: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
 
     def pack(self, weight: Tensor) -> None:
         """Pack a weight that will stay."""
         fewest, ready = 0, None
-        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and (fewest := self.steady(weight)):
+        if (
+            weight.device.type == "cpu"
+            and torch.backends.mkldnn.is_available()
+            and (fewest := steady(tuple(weight.shape), weight.dtype, torch.get_num_threads()))
+        ):
             ready = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         held = Packed(weight, ready, fewest)
         self.named[id(weight)] = self.placed[_key(weight)] = held
-
-    def steady(self, weight: Tensor) -> int:
-        """From how many rows on packed products by weights of this shape give rows the same bits; 0 where never."""
-        key = (tuple(weight.shape), weight.dtype)
-        if key not in self.known:
-            generator = torch.Generator().manual_seed(0)
-            made = torch.randn(weight.shape, generator=generator).to(weight.dtype)
-            x_RD = torch.randn(max(TRIED), weight.shape[1], generator=generator).to(weight.dtype)
-            packed = torch.ops.mkldnn._reorder_linear_weight(made)
-            whole = _multiply(x_RD, packed, None)
-            same = {n: torch.equal(_multiply(x_RD[-n:], packed, None), whole[-n:]) for n in TRIED}
-            self.known[key] = 1 if all(same.values()) else 2 * all(same[n] for n in TRIED if n > 1)
-        return self.known[key]
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., in] to [..., out], each row as if it were alone."""
