@@ -59,10 +59,11 @@ class Hasher:
         found, owners = [], []
         for n in range(1, self.n + 1):
             last = max(0, len(words.hashes) - n + 1)
-            inside = np.flatnonzero(words.owner[:last] == words.owner[n - 1 :][:last])
-            grams = words.hashes[inside]
+            grams = words.hashes[:last]
             for k in range(1, n):
-                grams = mix(grams) + words.hashes[inside + k]
+                grams = mix(grams) + words.hashes[k : last + k]
+            inside = np.flatnonzero(words.owner[:last] == words.owner[n - 1 :][:last])
+            grams = grams if len(inside) == last else grams[inside]
             found.append(self._lookup(grams, words, inside, n))
             owners.append(words.owner[inside])
         return np.concatenate(found), np.concatenate(owners)
@@ -75,13 +76,13 @@ class Hasher:
         return total
 
     def _lookup(self, grams: Words, words: _Words, first: Indices, n: int) -> Buckets:
-        slot = (grams >> np.uint64(64 - TABLE_BITS)).astype(np.int64)
+        slot = (grams >> np.uint64(64 - TABLE_BITS)).view(np.int64)
         buckets = self._bucket[slot]
         unknown = np.flatnonzero(self._known[slot] != grams)
         distinct, one, which = np.unique(grams[unknown], return_index=True, return_inverse=True)
         made = self._hashed(words.runs(first[unknown[one]], n))
         buckets[unknown] = made[which]
-        places = (distinct >> np.uint64(64 - TABLE_BITS)).astype(np.int64)
+        places = (distinct >> np.uint64(64 - TABLE_BITS)).view(np.int64)
         self._known[places], self._bucket[places] = distinct, made
         return buckets
 
