@@ -77,14 +77,20 @@ def _again(pieces: Iterable[str]) -> tuple[int, int]:
 
 
 class _C4(Rule):
+    """Base of the rules of C4."""
+
     SOURCE: ClassVar[str] = "arXiv 1910.10683 section 2.2"
 
 
 class _Gopher(Rule):
+    """Base of the rules of Gopher."""
+
     SOURCE: ClassVar[str] = "arXiv 2112.11446 appendix A1.1"
 
 
 class _FineWeb(Rule):
+    """Base of the rules of FineWeb."""
+
     SOURCE: ClassVar[str] = "arXiv 2406.17557 section 3.4"
 
 
