@@ -52,10 +52,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Side:
-    """One step of somebody's training, and how many parameters it trains."""
+    """One step of somebody's training, and how many parameters it trains; `whole` makes it anew and takes two steps in
+    this thread, where `step` has others take them."""
 
     step: Callable[[], object]
     parameters: int
+    whole: Callable[[], object] | None = None
 
 
 Make = Callable[[Case], Side]
@@ -137,7 +139,7 @@ def nano_gpt(place: Path, compiled: bool, case: Case) -> Side:
 
 
 def nano_chat(place: Path, dtype: str, case: Case) -> Side:
-    """nanochat's GPT, compiled as its loop has it, with full attention as its CPU run has it, and its Muon and AdamW."""
+    """nanochat's GPT, compiled as in its loop, with the full attention of its CPU run, and its Muon and AdamW."""
     os.environ["NANOCHAT_DTYPE"] = dtype
     with source(place, "nanochat"):
         theirs = importlib.import_module("nanochat.gpt")
@@ -199,11 +201,24 @@ def trainer(case: Case) -> Side:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             done.release()
 
-    model, x_BT = llama(case), case.sequences()[:, :-1]
-    rows = [{"input_ids": row, "labels": row} for row in x_BT] * 1000
+    def whole() -> None:
+        with redirect_stdout(sys.stderr):
+            trainer_of(case, 2, []).train()
+
+    theirs = trainer_of(case, 10_000, [Gate()])
+    threading.Thread(target=theirs.train, daemon=True).start()
+    return Side(lambda: (go.release(), done.acquire()), count(theirs.model), whole)
+
+
+def trainer_of(case: Case, steps: int, callbacks: list[Any]) -> Any:
+    """A `Trainer` of the case."""
+    import transformers
+
+    rows = [{"input_ids": row, "labels": row} for row in case.sequences()[:, :-1]] * 1000
     with tempfile.TemporaryDirectory(prefix="trainer-") as folder:
         arguments = transformers.TrainingArguments(
             output_dir=folder,
+            max_steps=steps,
             bf16=True,
             use_cpu=True,
             per_device_train_batch_size=case.batch,
@@ -214,6 +229,4 @@ def trainer(case: Case) -> Side:
             report_to=[],
             disable_tqdm=True,
         )
-    theirs = transformers.Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Gate()])
-    threading.Thread(target=theirs.train, daemon=True).start()
-    return Side(lambda: (go.release(), done.acquire()), count(model))
+    return transformers.Trainer(model=llama(case), args=arguments, train_dataset=rows, callbacks=callbacks)

@@ -97,7 +97,7 @@ def made(make: Make, case: Case) -> tuple[Side, int]:
         sides[0].step()
 
     held = peak_bytes(work)
-    return sides[0], held
+    return sides[0], held if sides[0].whole is None else peak_bytes(sides[0].whole)
 
 
 def loader_seconds(case: Case, rounds: int) -> float:

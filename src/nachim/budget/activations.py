@@ -124,5 +124,5 @@ def logit_bytes(job: Job, layout: Layout, in_flight: float) -> float:
     value = VALUE_BYTES[job.precision]
     head, rows, cast = vocab * width, tokens * width * value, value * (value < 4)
     chunk = CHUNK_LOGITS * (4 + 4 + cast)
-    product = CHUNK_LOGITS * (4 + value) + value * head
+    product = CHUNK_LOGITS * (4 + value) + value * head * (value < 4)
     return in_flight * (4 * head + rows) + max(chunk, product, cast * head)
