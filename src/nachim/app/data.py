@@ -126,5 +126,5 @@ def data(
     if do.json:
         print(jsonlib.dumps({"seconds": round(time.monotonic() - began, 3), **found}))
     else:
-        Console(highlight=False).print(told, markup=False)
+        Console(highlight=False).print(told, markup=False, soft_wrap=isinstance(told, str))
     return 0

@@ -87,7 +87,7 @@ class TerminalView:
 
     def say(self, text: str) -> None:
         """One sentence worth reading."""
-        self.console.print(f"  {text}", markup=False)
+        self.console.print(f"  {text}", markup=False, soft_wrap=True)
 
     def share(self, what: str, done: float) -> None:
         """`done` (0 to 1) of `what` within the stage."""
