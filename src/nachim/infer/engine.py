@@ -25,7 +25,7 @@ from nachim.infer.store import Store
 from nachim.infer.text import Text
 from nachim.spec import UserError
 
-PAGE = 16
+PAGE = 8
 """Tokens of a page: half of one is what a sequence wastes on average."""
 
 
