@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nachim.model.frame import Frame
 from nachim.spec import UserError
 
 Mix = Callable[..., Tensor]
@@ -21,7 +20,7 @@ class Apart(dict[str, Tensor]):
     """
 
     def mixed(self, mix: Mix, q_BHTE: Tensor, new: dict[str, Tensor]) -> Tensor:
-        """Remember what is `new` of each sequence, and give `mix(queries, all that it remembers, its frame)` of each."""
+        """Remember what is `new` of each sequence; `mix(queries, all that it remembers, its frame)` of each."""
         raise NotImplementedError
 
 
