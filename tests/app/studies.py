@@ -136,7 +136,7 @@ def seal_forecast(root: Path, recipe: Recipe, plan: Plan, ladder: Ladder) -> Run
     """The sealed forecast; returns the run it is about."""
     observed = observe(root / "ladder", ladder.runs)
     reading = study(observed, noise=run_noise(observed))
-    model = choose_shape(reading, recipe.data, plan.shapes, plan.target_flops, UNIQUE)
+    model = choose_shape(reading, recipe.data, ladder.runs, plan.target_flops, UNIQUE)
     tokens = plan.target_flops / model.flops_per_token(recipe.data.seq_len)
     run = recipe.run(model, plan.target_flops, tokens, times=8)
     seal(forecast(reading, run), reading, root / "observations.csv", root / "forecast.json", root / "target")

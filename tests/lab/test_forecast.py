@@ -23,7 +23,7 @@ def surface(m: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return 0.9 + 60 * m**-0.35 + 300 * tokens**-0.4
 
 
-LADDER = (shape(16, 512), shape(80, 512))
+LADDER = (RECIPE.run(shape(16, 512), 1e11, 5e6), RECIPE.run(shape(80, 512), 1e12, 5e5))
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def sealed(reading: Study, tmp_path: Path) -> tuple[dict, Path]:
 
 def test_chosen_shape_is_the_best_of_the_family(reading: Study) -> None:
     model = choose_shape(reading, RECIPE.data, LADDER, 1e13, 10**9)
-    m = np.array([shape(w, 512).flops_per_token(128) for w in range(16, 129, 8)], float)
-    m = m[m <= 2 * LADDER[1].flops_per_token(128)]
+    m = np.array([shape(w, 512).flops_per_token(128) for w in (*range(32, 64, 8), *range(64, 129, 16))], float)
+    m = m[(m <= 2 * LADDER[1].flops_per_token) & (1e13 / m <= 2 * LADDER[0].train.tokens)]
     chosen = float(model.flops_per_token(128))
     assert surface(np.array(chosen), np.array(1e13 / chosen)) < 1.003 * surface(m, 1e13 / m).min()
 
@@ -52,8 +52,14 @@ def test_chosen_shape_is_the_best_of_the_family(reading: Study) -> None:
 def test_chosen_shape_stays_within_one_epoch(reading: Study) -> None:
     model = choose_shape(reading, RECIPE.data, LADDER, 1e13, 4_000_000)
     assert 1e13 / model.flops_per_token(128) <= 4_000_000
-    with pytest.raises(UserError, match="within one epoch"):
+    with pytest.raises(UserError, match="within 1,000,000 tokens"):
         choose_shape(reading, RECIPE.data, LADDER, 1e13, 1_000_000)
+
+
+def test_chosen_shape_takes_at_most_twice_the_tokens_of_the_longest_run(reading: Study) -> None:
+    short = RECIPE.run(shape(16, 512), 1e11, 2e6)
+    model = choose_shape(reading, RECIPE.data, (short, LADDER[1]), 1e13, 10**9)
+    assert 1e13 / model.flops_per_token(128) <= 2 * short.train.tokens
 
 
 def test_forecast_holds_the_true_loss(reading: Study) -> None:

@@ -19,7 +19,8 @@ from nachim.spec.disk import write_text
 
 LEVEL = 0.9
 WIDER = 2.0
-"""How many times the M of a ladder's largest shape a target's M is at most."""
+"""How many times the M of a ladder's largest shape a target's M is at most, and its longest run the target's tokens: a
+law's errors make what lies farther look best."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +34,30 @@ class Forecast:
     law: str
 
 
-def reachable(data: Data, shapes: Sequence[Decoder], flops: float, unique_tokens: int) -> list[tuple[float, Decoder]]:
-    """The family's decoders, each with its M, that a law of `shapes` may speak of and that take `flops` in an epoch.
+def reachable(data: Data, runs: Sequence[Run], flops: float, unique_tokens: int) -> list[tuple[float, Decoder]]:
+    """The family's decoders, each with its M, that a law of `runs` may speak of and that take `flops` in an epoch.
 
     Raises UserError when none does: tokens seen again are worth less, and the law has seen none.
     """
-    scale = [float(model.flops_per_token(data.seq_len)) for model in shapes]
+    scale = [float(run.flops_per_token) for run in runs]
     low, high = min(scale), WIDER * max(scale)
+    most = min(unique_tokens, WIDER * max(run.train.tokens for run in runs))
     found = [
         (m, model)
         for m, model in family(data.tokenizer.vocab_size, data.seq_len)
-        if flops / m <= unique_tokens and low <= m <= high
+        if flops / m <= most and low <= m <= high
     ]
     if not found:
         raise UserError(
-            f"no shape spends {flops:.3g} FLOP within one epoch of {unique_tokens:,} tokens and the ladder's M of "
-            f"{low:.3g} to {high:.3g}: forecast a smaller target, or bring more text"
+            f"no shape spends {flops:.3g} FLOP within {most:,.0f} tokens (one epoch, and twice the ladder's longest "
+            f"run) and the ladder's M of {low:.3g} to {high:.3g}: forecast a smaller target, or bring more text"
         )
     return found
 
 
-def choose_shape(reading: Study, data: Data, shapes: Sequence[Decoder], flops: float, unique_tokens: int) -> Decoder:
-    """Of the decoders that `shapes` make reachable at `flops`, the one with the lowest predicted bpb."""
-    fits = reachable(data, shapes, flops, unique_tokens)
+def choose_shape(reading: Study, data: Data, runs: Sequence[Run], flops: float, unique_tokens: int) -> Decoder:
+    """Of the decoders that `runs` make reachable at `flops`, the one with the lowest predicted bpb."""
+    fits = reachable(data, runs, flops, unique_tokens)
     m = np.array([pair[0] for pair in fits])
     point, _, _ = reading.predict(m, flops / m)
     return fits[int(np.argmin(point))][1]

@@ -77,7 +77,7 @@ def lay_out(
     extra = repeat(recipe, ladder)
     tries = sweep(recipe, sweep_shape(recipe, levels[0]), levels[0])
     made = tuple(dict.fromkeys(chain.runs[0].model for chain in ladder.chains))
-    fits, opt = reachable(data, made, target, unique_tokens), family_opt(target)
+    fits, opt = reachable(data, ladder.runs, target, unique_tokens), family_opt(target)
     model = min(fits, key=lambda fit: abs(math.log(fit[0] / opt)))[1]
     target_tokens = target / model.flops_per_token(data.seq_len)
     return Plan(

@@ -317,8 +317,9 @@ class Study:
         """The run to forecast: the best real shape for what the time left pays, at least 10 times the ladder's top."""
         recipe = self.recipe()
         unique = prepare(self.question.data, self.cache).unique_tokens
-        floor = REACH * max(run.flops for run in Ladder.load(self.root / "ladder.json").runs)
-        model = choose_shape(reading, recipe.data, plan.shapes, wanted or max(floor, plan.target_flops), unique)
+        runs = Ladder.load(self.root / "ladder.json").runs
+        floor = REACH * max(run.flops for run in runs)
+        model = choose_shape(reading, recipe.data, runs, wanted or max(floor, plan.target_flops), unique)
         per_token = model.flops_per_token(recipe.data.seq_len)
         if wanted is None:
             left = 60 * self.question.minutes - (time.monotonic() - self.began) - REPORT_SECONDS
