@@ -7,8 +7,7 @@ another only where two 64-bit hashes are equal.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,12 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nachim.data.bloom import Bloom
-from nachim.data.distinct import opened
 from nachim.data.hash import Words
 from nachim.data.read import Report
-from nachim.data.records import Id, Record, records, size_of, skipped
+from nachim.data.records import Id, Record, lines_to, records, size_of, skipped
 from nachim.data.shingle import Indices, batches, grams, windows
-from nachim.spec.disk import replacing
 from nachim.spec.error import UserError
 
 FILTER_RATE = 1e-4
@@ -128,7 +125,7 @@ def contamination(
     reports = {"train": Report(), "eval": Report()}
     dirty, size = 0, max(1, size_of(train))
     items = Benchmark(benchmark, unit, column, reports["eval"])
-    with _lines_of(clean) as write:
+    with lines_to(clean) as write:
         for batch in batches(records(train, column, reports["train"]), lambda record: len(record.text)):
             dirty += _pass(batch, items, unit, write)
             tick(min(1.0, reports["train"].bytes / size))
@@ -158,13 +155,3 @@ def _pass(batch: list[Record], items: Benchmark, unit: Unit, write: Callable[[by
     for i in np.flatnonzero(~shared):
         write(batch[i].line)
     return int(shared.sum())
-
-
-@contextlib.contextmanager
-def _lines_of(path: Path | None) -> Iterator[Callable[[bytes], object]]:
-    """Writes lines to `path`, which appears when the block ends; or nowhere."""
-    if path is None:
-        yield lambda line: None
-        return
-    with replacing(path) as temporary, opened(temporary, path.name) as file:
-        yield file.write

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from nachim.data.minhash import VALUES, Signatures, signatures
 from nachim.data.near import Clusters, cluster
 from nachim.data.read import Report
-from nachim.data.records import Id, Record, records, size_of, skipped
+from nachim.data.records import Id, Record, lines_to, records, size_of, skipped
 from nachim.data.shingle import batches
-from nachim.spec.disk import full_disk_is_an_error, replacing
+from nachim.spec.disk import full_disk_is_an_error
 from nachim.spec.error import UserError
 
 DIGEST_BYTES = 16
@@ -135,24 +133,15 @@ def _written(path: Path, out: Path, column: str, found: Clusters) -> list[Remova
     named = set(found.keeper[~kept].tolist())
     ids: dict[int, Id] = {}
     count = 0
-    with replacing(out) as temporary, opened(temporary, out.name) as file:
+    with lines_to(out) as write:
         for count, record in enumerate(records(path, column, Report()), start=1):
             if count > len(kept):
                 break
             if kept[count - 1]:
-                file.write(record.line)
+                write(record.line)
             if not kept[count - 1] or count - 1 in named:
                 ids[count - 1] = record.id
         if count != len(kept):
             raise UserError(f"{path} changed while it was read: run the same command again")
     gone = np.flatnonzero(~kept).tolist()
     return [Removal(ids[i], ids[int(found.keeper[i])], round(float(found.similarity[i]), 6)) for i in gone]
-
-
-def opened(path: Path, name: str) -> IO[bytes]:
-    """`path` for writing, compressed as the suffix of `name` says."""
-    if name.endswith(".gz"):
-        return gzip.GzipFile(path, "wb", mtime=0)
-    if name.endswith(".zst"):
-        return pa.CompressedOutputStream(str(path), "zstd")
-    return open(path, "wb")

@@ -94,6 +94,15 @@ def read_json_lines(path: Path, name: str, column: str, report: Report) -> Itera
 
     Raises UserError when the file has objects and none of them has the column.
     """
+    for place, _, row in objects(path, name, column, report):
+        yield from _document(row[column], place, report)
+
+
+def objects(path: Path, name: str, column: str, report: Report) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """Lines that are objects with the `column`: where each stands, the line and the object. Others are counted.
+
+    Raises UserError when the file has objects and none of them has the column.
+    """
     found, seen = False, set[str]()
     for place, line in lines(path, name, report):
         try:
@@ -103,7 +112,7 @@ def read_json_lines(path: Path, name: str, column: str, report: Report) -> Itera
             continue
         if column in row:
             found = True
-            yield from _document(row[column], place, report)
+            yield place, line, row
         else:
             seen.update(row)
             report.skip(NO_COLUMN, place)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import gzip
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from nachim.data.read import JSON_LINES, NO_COLUMN, Report, Unfit, lines, row_of, text_of
-from nachim.spec.error import UserError, nearest
+import pyarrow as pa
+
+from nachim.data.read import JSON_LINES, Report, Unfit, objects, text_of
+from nachim.spec.disk import replacing
+from nachim.spec.error import UserError
 
 Id = str | int | float
 
@@ -26,14 +32,8 @@ def records(path: Path, column: str, report: Report) -> Iterator[Record]:
 
     Raises UserError when no line has the text `column`.
     """
-    seen = set[str]()
-    for place, line in lines(path, path.name, report):
+    for place, line, row in objects(path, path.name, column, report):
         try:
-            row = row_of(line)
-            if column not in row:
-                seen.update(row)
-                report.skip(NO_COLUMN, place)
-                continue
             text = text_of(row[column])
         except Unfit as unfit:
             report.skip(str(unfit), place)
@@ -43,8 +43,6 @@ def records(path: Path, column: str, report: Report) -> Iterator[Record]:
         found = row.get("id")
         known = isinstance(found, str | int | float) and not isinstance(found, bool)
         yield Record(found if known else place.rpartition(", ")[2], text, line.rstrip(b"\r\n") + b"\n")
-    if seen and not report.documents:
-        raise UserError(f"no line of {path} has the text column {column!r}{nearest(column, seen)}")
 
 
 def size_of(path: Path) -> int:
@@ -59,3 +57,21 @@ def size_of(path: Path) -> int:
 def skipped(report: Report) -> dict[str, int]:
     """How many lines each reason cost."""
     return {reason: lost.count for reason, lost in report.skipped.items()}
+
+
+@contextlib.contextmanager
+def lines_to(path: Path | None) -> Iterator[Callable[[bytes], object]]:
+    """Writes lines to `path`, compressed as its suffix says, which appears when the block ends; or nowhere."""
+    if path is None:
+        yield lambda line: None
+        return
+    with replacing(path) as temporary, _opened(temporary, path.name) as file:
+        yield file.write
+
+
+def _opened(path: Path, name: str) -> IO[bytes]:
+    if name.endswith(".gz"):
+        return gzip.GzipFile(path, "wb", mtime=0)
+    if name.endswith(".zst"):
+        return pa.CompressedOutputStream(str(path), "zstd")
+    return open(path, "wb")

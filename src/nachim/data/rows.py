@@ -11,17 +11,15 @@ import pyarrow.parquet as pq
 
 from nachim.data.read import (
     JSON_LINES,
-    NO_COLUMN,
     PARQUET,
     UNREADABLE,
     Report,
     Unfit,
     arrow_source,
     first_line,
-    lines,
+    objects,
     read_pieces,
     read_text,
-    row_of,
     text_of,
 )
 from nachim.data.stage import Row
@@ -73,21 +71,8 @@ def _pages(path: Path, name: str, report: Report) -> Iterator[Row]:
 
 
 def _json_lines(path: Path, name: str, text: str, columns: Sequence[str], report: Report) -> Iterator[Row]:
-    seen, found = set[str](), False
-    for place, line in lines(path, name, report):
-        try:
-            row = row_of(line)
-        except Unfit as unfit:
-            report.skip(str(unfit), place)
-            continue
-        if text not in row:
-            seen.update(row)
-            report.skip(NO_COLUMN, place)
-            continue
-        found = True
+    for place, _, row in objects(path, name, text, report):
         yield from _row(row[text], {key: row[key] for key in ("id", *columns) if key in row}, place, report)
-    if seen and not found:
-        raise UserError(f"no line of {path} has the text column {text!r}{nearest(text, seen)}")
 
 
 def _parquet(path: Path, name: str, text: str, columns: Sequence[str], report: Report) -> Iterator[Row]:

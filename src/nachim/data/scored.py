@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from nachim.data.distinct import opened
-from nachim.data.ledger import Ledger
+from nachim.data.ledger import GIVEN, Ledger, values_of
 from nachim.data.quality import Rules
 from nachim.data.read import Report, row_of
-from nachim.data.records import Record, records, size_of
+from nachim.data.records import Record, lines_to, records, size_of
 from nachim.data.resample import Resample
 from nachim.data.rules import broken
 from nachim.data.shingle import batches
 from nachim.data.stage import Drop, PerRow, Row, Shelf
-from nachim.spec.disk import replacing
 from nachim.spec.error import UserError
-
-GIVEN = frozenset({"id", "text", "source"})
-"""What a row has before a stage writes to it."""
 
 
 @dataclass
@@ -51,7 +45,7 @@ def passed(
     found, size = Passed(), max(1, size_of(source))
     rules = [rule for stage in stages if isinstance(stage, Rules) for rule in stage.rules]
     found.broken = {rule.name: 0 for rule in rules}
-    with _lines_to(out) as write:
+    with lines_to(out) as write:
         for batch in batches(records(source, column, found.report), lambda record: len(record.text)):
             for record, row in zip(batch, _through(batch, stages, found.ledger), strict=True):
                 for name in broken(rules, row):
@@ -76,7 +70,7 @@ def _through(batch: Sequence[Record], stages: Sequence[PerRow], ledger: Ledger) 
         first = [one or drop for one, drop in zip(first, drops, strict=True)]
         rows = [(one.row or row) if isinstance(one, Drop) else one for one, row in zip(outcomes, rows, strict=True)]
     for record, row, one in zip(batch, rows, first, strict=True):
-        new = {name: value for name, value in row.items() if name not in GIVEN}
+        new = dict(values_of(row))
         if one is None:
             ledger.keep(row, len(record.text), new)
         else:
@@ -89,16 +83,6 @@ def _line(record: Record, row: Row, column: str) -> bytes:
     new = {name: value for name, value in row.items() if name not in GIVEN}
     told = {**row_of(record.line), column: row["text"], **new}
     return json.dumps(told, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-
-
-@contextlib.contextmanager
-def _lines_to(path: Path | None) -> Iterator[Callable[[bytes], object]]:
-    """Writes lines to `path`, which appears when the block ends; or nowhere."""
-    if path is None:
-        yield lambda line: None
-        return
-    with replacing(path) as temporary, opened(temporary, path.name) as file:
-        yield file.write
 
 
 def _refuse_reading(out: Path, *sources: Path) -> None:
@@ -134,7 +118,7 @@ def resampled(stage: Resample, source: Path, out: Path, tick: Callable[[float], 
     joined = stage.join(shelf)
     weights = np.array([weight for shard, _ in joined.decisions for weight in shard])
     chosen = np.array([drawn for _, shard in joined.decisions for drawn in shard])
-    with _lines_to(out) as write:
+    with lines_to(out) as write:
         for record, drawn in zip(records(source, stage.text_column, Report()), chosen, strict=True):
             if drawn:
                 write(record.line)
