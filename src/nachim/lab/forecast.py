@@ -41,7 +41,7 @@ def reachable(data: Data, runs: Sequence[Run], flops: float, unique_tokens: int)
     """
     scale = [float(run.flops_per_token) for run in runs]
     low, high = min(scale), WIDER * max(scale)
-    most = min(unique_tokens, WIDER * max(run.train.tokens for run in runs))
+    most = most_tokens(runs, unique_tokens)
     found = [
         (m, model)
         for m, model in family(data.tokenizer.vocab_size, data.seq_len)
@@ -53,6 +53,11 @@ def reachable(data: Data, runs: Sequence[Run], flops: float, unique_tokens: int)
             f"run) and the ladder's M of {low:.3g} to {high:.3g}: forecast a smaller target, or bring more text"
         )
     return found
+
+
+def most_tokens(runs: Sequence[Run], unique_tokens: int) -> float:
+    """The tokens that a target of the ladder `runs` takes at most: an epoch, and `WIDER` times the longest run's."""
+    return min(unique_tokens, WIDER * max(run.train.tokens for run in runs))
 
 
 def choose_shape(reading: Study, data: Data, runs: Sequence[Run], flops: float, unique_tokens: int) -> Decoder:

@@ -22,7 +22,14 @@ REACH = 10.0
 SHAPES = 6
 FEWEST_SHAPES, FEWEST_RUNS, SPAN = 5, 20, 10.0
 """A ladder that can carry a law has at least as many shapes and runs, over such a range of compute."""
+EARLY = 0.4
+"""Shortest run of a trunk, in tokens of the planned optimum at the largest budget: an eighth of what a target of ten
+times that budget takes. Wide shapes fall so steeply in shorter ones that a law errs (`ideas/early_runs.md`)."""
+FAMILY = 2.0
+"""Our family's optimum M over DeepSeek's prior, at 1e11 to 1e12 FLOP on the embedded corpus."""
 STRETCH, MOST = 1.5, 0.8
+"""A plan may take so many times the time given, where none is shorter; and must take such a share of it to go without
+early runs."""
 SMALLEST_TOP, FINE = 1e10, 1.03
 RUN_SECONDS = 0.5
 """Fixed cost of a run beside its steps: building, checkpoints, results."""
@@ -32,7 +39,8 @@ RUN_SECONDS = 0.5
 class Plan(Part):
     """What will be run: budgets, shapes and design of the ladder, its sweep and repeat, and the size of the target.
 
-    `predicted_seconds` are of sweep, ladder (its repeat included) and target, from measured throughput.
+    No run of the ladder is shorter than `least_tokens`. Seconds are predicted from measured throughput, the ladder's
+    with its repeat.
     """
 
     design: Design
@@ -61,8 +69,9 @@ def lay_out(
 ) -> Plan:
     """The plan whose ladder ends at the budget `top`, each run of it at least `least_tokens` long.
 
-    M spans from half of DeepSeek's optimum at the lowest budget to the optimum at the target (arXiv 2401.02954), times
-    `FAMILY`, so that each budget's optimum lies inside its shapes, but no shape is too large to take enough steps.
+    M spans from six tenths of the optimum at the lowest budget to the optimum at the target (DeepSeek's, arXiv
+    2401.02954, times `FAMILY`), but no shape is too large to take enough tokens at the largest budget. Raises UserError
+    where no shape is left, or none for the target.
     """
     levels = budgets(top)
     target = REACH * top
@@ -94,13 +103,6 @@ def lay_out(
         target_seconds=target_tokens * pace.alone.seconds_per_token(model, data.seq_len),
         disk=sum(disk_bytes(run) for run in (*ladder.runs, *extra.runs, *tries.runs)),
     )
-
-
-EARLY = 0.4
-"""Shortest run of a trunk, in tokens of the planned optimum at the largest budget: an eighth of what a target of ten
-times that budget takes. Wide shapes fall so steeply in shorter ones that a law errs (`ideas/early_runs.md`)."""
-FAMILY = 2.0
-"""Our family's optimum M over DeepSeek's prior, at 1e11 to 1e12 FLOP on the embedded corpus."""
 
 
 def family_opt(flops: float) -> float:

@@ -20,7 +20,7 @@ from nachim.budget.shape import shape
 from nachim.budget.throughput import Throughput
 from nachim.data.prepare import prepare
 from nachim.data.prepared import Prepared
-from nachim.lab.forecast import choose_shape, forecast, open_seal, seal
+from nachim.lab.forecast import choose_shape, forecast, most_tokens, open_seal, seal
 from nachim.lab.ladder import Design, Ladder, make_ladder
 from nachim.lab.launch.local import Event, carry_out_all, event_of
 from nachim.lab.recipe import Recipe
@@ -317,14 +317,15 @@ class Study:
         """The run to forecast: the best real shape for what the time left pays, at least 10 times the ladder's top."""
         recipe = self.recipe()
         unique = prepare(self.question.data, self.cache).unique_tokens
-        runs = Ladder.load(self.root / "ladder.json").runs
-        floor = REACH * max(run.flops for run in runs)
+        floor = REACH * max(run.flops for run in Ladder.load(self.root / "ladder.json").runs)
+        runs = self.make_ladder(plan).runs  # of an active ladder not all were made, and what it planned for stays
         model = choose_shape(reading, recipe.data, runs, wanted or max(floor, plan.target_flops), unique)
         per_token = model.flops_per_token(recipe.data.seq_len)
         if wanted is None:
             left = 60 * self.question.minutes - (time.monotonic() - self.began) - REPORT_SECONDS
             affordable = left / self.pace().alone.seconds_per_token(model, recipe.data.seq_len) * per_token
-            wanted = max(floor, min(affordable, FARTHEST / REACH * floor, unique * per_token))
+            most = most_tokens(runs, unique) * per_token
+            wanted = max(floor, min(affordable, FARTHEST / REACH * floor, most))
         tokens = wanted / per_token + recipe.batch_tokens(wanted)
         return recipe.run(model, wanted, tokens, times=TARGET_VALIDATIONS)
 
