@@ -140,8 +140,8 @@ class Api:
                 usage = bool(body.stream_options and body.stream_options.include_usage)
                 return Events(run, run.events(answer, usage))
             whole = JSONResponse(await _unless_gone(request, run.whole(answer)))
-        except BaseException:
-            run.leave()
+        except BaseException as error:
+            run.leave(gone=isinstance(error, ClientDisconnect))
             raise
         run.leave()
         return whole

@@ -43,12 +43,16 @@ class Slots:
 
 
 class Run:
-    """A request of `samples` samples. `leave` it in the end, however it ends; twice does no harm."""
+    """A request of `samples` samples. `leave` it in the end, however it ends; twice does no harm.
+
+    `answered` once nothing more is to be said: who goes before that has left.
+    """
 
     def __init__(self, worker: Worker, slots: Slots, metrics: Metrics, samples: int) -> None:
         slots.take(samples)
         self.worker, self.slots, self.metrics, self.samples = worker, slots, metrics, samples
         self.began, self.streams = time.monotonic(), list[Stream]()
+        self.answered = False
         self._done, self._heard = False, False
         metrics.samples.inc(samples)
 
@@ -60,12 +64,14 @@ class Run:
             self.streams.append(await self.worker.add(ask.prompt, ask.sampling, **more))
             self.metrics.prompt_tokens.inc(len(ask.prompt))
 
-    def leave(self) -> None:
-        """Give all back; what still runs is aborted."""
+    def leave(self, gone: bool = False) -> None:
+        """Give all back; what still runs is aborted. `gone` says that the client was the one who went."""
         if self._done:
             return
         self._done = True
-        if sum(self.worker.leave(stream) for stream in self.streams):
+        for stream in self.streams:
+            self.worker.leave(stream)
+        if gone:
             self.metrics.left.inc()
         self.slots.free(self.samples)
         self.metrics.samples.dec(self.samples)
@@ -87,8 +93,10 @@ class Run:
                     yield _event(event)
         except (ApiError, UserError) as error:
             told = error if isinstance(error, ApiError) else ApiError(400, str(error))
+            self.answered = True
             yield _event(told.body())
             return
+        self.answered = True
         if usage:
             yield _event(answer.event([], usage=answer.usage()))
         yield DONE
@@ -135,7 +143,7 @@ class Events(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._run.leave()
+            self._run.leave(gone=not self._run.answered)
 
 
 async def _pour(prompt: int, stream: Stream, into: asyncio.Queue[Any]) -> None:

@@ -86,12 +86,10 @@ class Worker:
         self._orders.put(lambda: self._tell(answer.set_result, function(self.engine)))
         return await answer
 
-    def leave(self, stream: Stream) -> bool:
-        """End a request whose client is gone, and say whether it was still going."""
-        going = self._streams.pop(stream.request, None) is not None
-        if going:
+    def leave(self, stream: Stream) -> None:
+        """Abort a request that nobody waits for any more; one that has ended is let be."""
+        if self._streams.pop(stream.request, None) is not None:
             self._orders.put(lambda: self.engine.abort(stream.request))
-        return going
 
     def stop(self) -> None:
         """Let the thread end after what it does now; streams that are open get an error."""
