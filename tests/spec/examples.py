@@ -163,7 +163,7 @@ TRAIN = Train(
     batch_tokens=64,
     optimizer=AdamW(lr=0.003, beta1=0.8, beta2=0.97, eps=1e-9, weight_decay=0.05),
     schedule=WSD(warmup_tokens=640, decay=0.3),
-    growth=Growth(begin_tokens=1280, power=0.5, most=3),
+    growth=Growth(begin_tokens=1280, power=0.5, most=3, unit_tokens=32),
     clip=0.5,
     precision="bf16",
     micro_batch_tokens=32,

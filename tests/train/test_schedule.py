@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from nachim.spec import WSD, AdamW, Cosine, Growth, MultiStep, Schedule, Train, UserError
 from nachim.train.schedule import course, factor, stable_steps
+from tests.spec.examples import RUN
 
 
 def training(schedule: Schedule, steps: int, batch: int = 64, growth: Growth | None = None) -> Train:
@@ -87,6 +89,23 @@ def test_a_growing_batch_follows_its_power_in_whole_multiples(power):
         wanted = max(1.0, (train.token_at(step) / 6400) ** power)
         assert taken % 64 == 0 and abs(taken / 64 - wanted) <= 0.5
     assert 0 < spans(train)[-1] <= 64 * round((train.tokens / 6400) ** power)
+
+
+@pytest.mark.parametrize("power", [0.5, 0.75, 1.0])
+def test_a_batch_that_grows_by_a_unit_is_nowhere_further_from_its_power_than_half_of_it(power):
+    train = training(WSD(), 4000, growth=Growth(begin_tokens=6400, power=power, unit_tokens=16))
+    assert sum(spans(train)) == train.tokens and spans(train)[0] == 64
+    for step, taken in enumerate(spans(train)[:-1]):
+        wanted = 64 * max(1.0, (train.token_at(step) / 6400) ** power)
+        assert taken % 16 == 0 and abs(taken - wanted) <= 8
+
+
+def test_a_unit_divides_the_batch_and_is_whole_sequences():
+    with pytest.raises(UserError, match="has a unit of 48; it must divide 64"):
+        training(WSD(), 10, growth=Growth(begin_tokens=6400, power=1.0, unit_tokens=48))
+    train = training(WSD(), 10, growth=Growth(begin_tokens=6400, power=1.0, unit_tokens=2))
+    with pytest.raises(UserError, match="grows by 2 tokens, which is not whole sequences"):
+        replace(RUN, train=train)
 
 
 @pytest.mark.parametrize("steps", [70, 150, 1001])

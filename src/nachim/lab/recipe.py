@@ -79,6 +79,11 @@ class Recipe(Part):
         """Peak learning rate at compute `flops`."""
         return float(f"{float(self.transfer.lr(self._at(flops))):.4g}")
 
+    def _growth(self) -> Growth | None:
+        if self.anchor is None:
+            return None
+        return Growth(begin_tokens=self.anchor.tokens, power=GROWTH, unit_tokens=self.data.seq_len)
+
     def _at(self, flops: float) -> float:
         return self.anchor.flops if self.anchor else flops
 
@@ -101,7 +106,7 @@ class Recipe(Part):
             batch_tokens=batch,
             optimizer={"muon": Muon, "adamw": AdamW}[self.optimizer](lr=self.lr(flops)),
             schedule=courses[self.schedule],
-            growth=Growth(begin_tokens=self.anchor.tokens, power=GROWTH) if self.anchor else None,
+            growth=self._growth(),
             precision=self.precision,
             seed=seed,
         )

@@ -70,6 +70,9 @@ class Run(Part):
             tokens = getattr(self.train, name)
             if tokens is not None and tokens % self.data.seq_len:
                 self.refuse("train", f"has {name}={tokens}, which is not whole sequences of {self.data.seq_len}")
+        unit = self.train.growth.unit_tokens if self.train.growth else None
+        if unit is not None and unit % self.data.seq_len:
+            self.refuse("train", f"grows by {unit} tokens, which is not whole sequences of {self.data.seq_len}")
 
     @property
     def flops_per_token(self) -> int:

@@ -64,7 +64,9 @@ class Growth(Part):
     """A batch that grows along the run: `batch_tokens` times (t / begin_tokens)^power at token t, but at least once.
 
     As the loss falls a gradient's noise outgrows it (arXiv 1812.06162), so the best batch grows with tokens (arXiv
-    2505.13738). A step takes whole multiples of `batch_tokens`; until its end a run takes the steps of any longer one.
+    2505.13738). A step takes whole multiples of `unit_tokens`, which divides `batch_tokens` and is that unless given: a
+    batch that doubles at once lowers the loss of all runs that end behind that token, whatever their shape. Until its
+    end a run takes the steps of any longer one.
 
     With `most` it grows to so many times and no further: power 1 is then the linear batch warm-up of GPT-3 (arXiv
     2005.14165, app. B), over `most` times `begin_tokens`.
@@ -73,16 +75,19 @@ class Growth(Part):
     begin_tokens: int
     power: float
     most: int | None = later(None)
+    unit_tokens: int | None = later(None)
 
     def check(self) -> None:
         self.require_positive("begin_tokens", "power")
-        if self.most is not None:
-            self.require_positive("most")
+        for name in ("most", "unit_tokens"):
+            if getattr(self, name) is not None:
+                self.require_positive(name)
 
-    def multiple(self, token: int) -> int:
-        """How many times `batch_tokens` the step that begins at `token` takes."""
-        grown = max(1, round((token / self.begin_tokens) ** self.power))
-        return grown if self.most is None else min(self.most, grown)
+    def batch_tokens(self, token: int, first: int) -> int:
+        """Tokens of the step that begins at `token`, where the run's first step takes `first`."""
+        unit = self.unit_tokens or first
+        grown = max(first, unit * round(first / unit * (token / self.begin_tokens) ** self.power))
+        return grown if self.most is None else min(self.most * first, grown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +122,8 @@ class Train(Part):
             self.micro_batch_tokens < 1 or self.batch_tokens % self.micro_batch_tokens
         ):
             self.refuse("micro_batch_tokens", f"is {self.micro_batch_tokens}; it must divide {self.batch_tokens}")
+        if self.growth is not None and self.growth.unit_tokens and self.batch_tokens % self.growth.unit_tokens:
+            self.refuse("growth", f"has a unit of {self.growth.unit_tokens}; it must divide {self.batch_tokens}")
         if self.schedule.warmup_tokens > self.tokens:
             self.refuse("schedule", f"warms up for {self.schedule.warmup_tokens} tokens of only {self.tokens}")
 
@@ -138,6 +145,6 @@ class Train(Part):
     def _begins(self) -> list[int]:
         begins = [0]
         while begins[-1] < self.tokens:
-            taken = self.batch_tokens * (self.growth.multiple(begins[-1]) if self.growth else 1)
+            taken = self.growth.batch_tokens(begins[-1], self.batch_tokens) if self.growth else self.batch_tokens
             begins.append(min(self.tokens, begins[-1] + taken))
         return begins
