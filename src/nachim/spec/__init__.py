@@ -29,6 +29,7 @@ from nachim.spec.parametrisation import CompleteP, MuP, Parametrisation, Standar
 from nachim.spec.part import Difference, Part, diff
 from nachim.spec.pattern import MixtureOfDepths, Pattern
 from nachim.spec.position import FIRE, ALiBi, Learned, MRoPE, NoPosition, Position, RoPE, Sinusoidal
+from nachim.spec.quantize import NF4, Int4, Int8, Quantized
 from nachim.spec.recurrent import RGLRU, GatedDeltaNet
 from nachim.spec.residual import OutputNorm, Parallel, PostNorm, PreNorm, Residual, SandwichNorm
 from nachim.spec.run import EWC, Run, Start, Validation
@@ -44,6 +45,7 @@ __all__ = [
     "MLA",
     "MLP",
     "MTP",
+    "NF4",
     "RGLRU",
     "WSD",
     "ALiBi",
@@ -70,6 +72,8 @@ __all__ = [
     "HuggingFace",
     "InfiniAttention",
     "Ingredient",
+    "Int4",
+    "Int8",
     "Interpolated",
     "Keep",
     "Layer",
@@ -102,6 +106,7 @@ __all__ = [
     "Position",
     "PostNorm",
     "PreNorm",
+    "Quantized",
     "RMSNorm",
     "Residual",
     "Reweight",

@@ -1,0 +1,1 @@
+"""Models whose matrices are in few bits: their values (`grid`), their files (`store`), their products (`linear`)."""
