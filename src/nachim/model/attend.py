@@ -85,7 +85,14 @@ def fused(
         scale = E**-0.5 if scale is None else scale
         q_BHTE, k_BKSE, v_BKSE = with_sink(q_BHTE, k_BKSE, v_BKSE, sinks_H, scale, causal)
         added = None if added is None else F.pad(added, (1, 0))
-    grouped = q_BHTE.shape[1] != k_BKSE.shape[1]
+    H, K = q_BHTE.shape[1], k_BKSE.shape[1]
+    grouped = H != K
+    if grouped and q_BHTE.shape[2] == 1 and not causal:  # heads of a group as rows of one: keys are not repeated
+        q_BKGE = q_BHTE.reshape(len(q_BHTE), K, H // K, -1)
+        if added is not None and added.shape[1] != 1:
+            added = added.reshape(len(added), K, H // K, -1)
+        y_BHTE = F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE, added, scale=scale).reshape(q_BHTE.shape)
+        return y_BHTE if sinks_H is None else y_BHTE[..., :E]
     y_BHTE = F.scaled_dot_product_attention(
         q_BHTE, k_BKSE, v_BKSE, added, is_causal=causal, enable_gqa=grouped, scale=scale
     )
@@ -215,6 +222,8 @@ def chunked(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, chunks: Chunks, sink
     Keys go in as pieces, so that the gradient of each is summed over the chunks that saw it and no others.
     """
     T = q_BHTE.shape[2]
+    if T <= CHUNK and not torch.is_grad_enabled():
+        return chunks(q_BHTE, (k_BKSE,), (v_BKSE,), sinks_H, 0, T)
     begins = range(0, T, CHUNK)
     past = k_BKSE.shape[2] - T
     sizes = [past, *(min(CHUNK, T - begin) for begin in begins)] if T > CHUNK else [0, past + T]
