@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MOST_STOPS, MOST_PROMPTS, MOST_TOOLS = 16, 256, 128
+MOST = (1 << 31) - 1
+"""Of numbers that have no bound of their own: what is larger is a mistake, not a wish."""
 
 
 class Body(BaseModel):
@@ -81,7 +83,7 @@ class Asked(Body):
     """What both kinds of completion take."""
 
     model: str
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=MOST)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=128)
@@ -95,7 +97,7 @@ class Asked(Body):
     response_format: Format | None = None
     user: str | None = None
     # Beyond OpenAI's interface:
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=1, le=MOST)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0)
     stop_token_ids: list[int] | None = None
@@ -211,7 +213,7 @@ class ChatBody(Asked):
     """The body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MOST)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Tool] | None = Field(None, max_length=MOST_TOOLS)
