@@ -21,7 +21,7 @@ from nachim.infer.schedule import Scheduler
 from nachim.infer.sequence import Sequence as Seq
 from nachim.infer.served import Sample, Served
 from nachim.infer.speculate import Drafter, accepted, drafter_of
-from nachim.infer.store import Store
+from nachim.infer.store import Cached, Store
 from nachim.infer.text import Text
 from nachim.spec import UserError
 
@@ -34,11 +34,12 @@ class Engine:
 
     `folder` is a run or a Hugging Face checkpoint, or what `opened` gave. The cache has room for `cache_tokens` tokens
     of all sequences together; prompts are read in blocks of `block`, and about `budget` tokens a step, by at most
-    `most` samples at once. `context` is the longest sequence, that of the training unless given. `draft` guesses tokens
-    for the model to check: "ngram" from the text so far, "mtp" by the model's own further head, or the folder of a
-    smaller model; `draft_tokens` at a time. `prefixes` keeps what was computed of prompts for others that begin alike:
-    at most `states` blocks where layers have states. Without `invariant`, torch's own kernels are used: the last bits
-    of a request then depend on what it shares a step with.
+    `most` samples at once. With `cache` "int8" or "int4" keys and values are kept in so many bits: more tokens in the
+    same bytes, at other numbers. `context` is the longest sequence, that of the training unless given. `draft` guesses
+    tokens for the model to check: "ngram" from the text so far, "mtp" by the model's own further head, or the folder of
+    a smaller model; `draft_tokens` at a time. `prefixes` keeps what was computed of prompts for others that begin
+    alike: at most `states` blocks where layers have states. Without `invariant`, torch's own kernels are used: the last
+    bits of a request then depend on what it shares a step with.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Engine:
         dtype: str = "float32",
         *,
         device: str = "cpu",
+        cache: Cached | None = None,
         cache_tokens: int = 32_768,
         block: int = 64,
         budget: int = 512,
@@ -70,10 +72,10 @@ class Engine:
         table = loaded.context if context is None else context
         self.limit = min(cache_tokens, cache_tokens if table is None else table)
         weight = self.model.embedding.weight
-        self.store = Store(self.model.spec, cache_tokens, PAGE, weight.dtype, weight.device)
+        self.store = Store(self.model.spec, cache_tokens, PAGE, weight.dtype, weight.device, cache, block)
         self.runner = Runner(self.model, self.store, invariant)
         kept = states if self.runner.stateful else None
-        self.scheduler = Scheduler(self.store.pools, PAGE, block, budget, most, kept=kept)
+        self.scheduler = Scheduler(self.store.pools, PAGE, block, budget, most, kept=kept, packing=self.store.packing)
         self.block, self.prefixes, self.invariant = block, prefixes, invariant
         self.drafter: Drafter | None = drafter_of(draft, self, draft_tokens)
         self.served: dict[int, Served] = {}
@@ -166,6 +168,7 @@ class Engine:
         x_1TD = self.runner.block(sequence, begin, end)
         if self.drafter is not None:
             self.drafter.read(sequence, begin, x_1TD)
+        self._pack(sequence, end)
         if sequence.keys and end - begin == self.block and begin % self.block == 0:
             self.scheduler.keep(sequence, begin)
         self.scheduler.done(sequence, end)
@@ -199,7 +202,9 @@ class Engine:
         streams = x_R1D.split([work.end - work.begin for work in works])
         asked = [max(0, len(work.sequence.tokens) - 1 - work.begin) for work in works]
         wanted = [stream[first:] for stream, first in zip(streams, asked, strict=True)]
-        logits = self.runner.logits(torch.cat(wanted)).split([len(part) for part in wanted])
+        wanted_R1D = torch.cat(wanted)  # none where all read again what they had
+        logits_RV = self.runner.logits(wanted_R1D) if len(wanted_R1D) else wanted_R1D[:, 0]
+        logits = logits_RV.split([len(part) for part in wanted])
         moved = []
         for work, states, logits_RV, stream in zip(works, after, logits, streams, strict=True):
             sequence, before = work.sequence, len(work.sequence.tokens)
@@ -211,9 +216,15 @@ class Engine:
                 sequence.states = states[length - work.begin - 1]
             if self.drafter is not None:
                 self.drafter.read(sequence, work.begin, stream[: length - work.begin].transpose(0, 1))
+            self._pack(sequence, length)
             self.scheduler.done(sequence, length)
             self.scheduler.trim(sequence)
         return moved
+
+    def _pack(self, sequence: Seq, length: int) -> None:
+        """Pack the blocks that are whole now that `length` tokens were read."""
+        for pack in self.scheduler.pack(sequence, length):
+            self.store.pack(*pack)
 
     def _take(self, sample: Sample, logits_RV: Tensor) -> None:
         """Check the drafts of a sample, one row of logits each, and take those that hold and one token more."""

@@ -2,12 +2,15 @@
 
 Every pass first reads one token (and its drafts) of each sequence that is generating, then blocks of prompts, in
 chunks, while the budget lasts. Who finds no page takes those of the sequence served last, which begins again.
+
+Groups may be packed: a whole block of a sequence then moves into half its pages, each of which stands twice in the
+table and has an owner for each time.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from nachim.infer.pages import GONE, Pages
@@ -28,7 +31,10 @@ class Plan:
 
 
 class Scheduler:
-    """Sequences waiting and running, and their pages. `patience` passes make up for one step of priority."""
+    """Sequences waiting and running, and their pages. `patience` passes make up for one step of priority.
+
+    In groups of `packing` whole blocks are packed, so that no pass reads rows of a sequence beyond the end of a block.
+    """
 
     def __init__(
         self,
@@ -39,10 +45,12 @@ class Scheduler:
         most: int,
         patience: int = 1024,
         kept: int | None = None,
+        packing: Collection[Group] = (),
     ) -> None:
         self.pools, self.page, self.block = pools, page, block
         self.budget, self.most, self.patience = budget, most, patience
         self.prefixes = Prefixes(pools, block, kept)
+        self.packing = packing
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.passes = self.preempted = self.arrived = 0
@@ -71,6 +79,7 @@ class Scheduler:
         plan, left = Plan(), self.budget
         for sequence in [held for held in self.running if not held.prefilling]:
             end = min(len(sequence.tokens) + len(sequence.drafts), sequence.computed + max(1, left))
+            end = min(end, self._whole(sequence.computed) + self.block) if self.packing else end
             if sequence in self.running and self._reserve(sequence, end, plan):
                 plan.rows.append((sequence, sequence.computed, end))
                 left -= end - sequence.computed
@@ -114,9 +123,16 @@ class Scheduler:
         self.run(sequence)
         return True
 
+    def _whole(self, tokens: int) -> int:
+        """Tokens in the whole blocks of so many."""
+        return tokens // self.block * self.block
+
     def _need(self, sequence: Sequence, group: Group) -> int:
         """Pages that what is left of its prompt holds at once."""
         tokens = sequence.n_prompt - sequence.computed
+        if group in self.packing:
+            tokens = tokens if group is None else min(tokens, group + 2 * self.block)
+            return -(-tokens // (2 * self.page)) + self.block // self.page // 2 + 1
         return -(-(tokens if group is None else min(tokens, group + self.block)) // self.page) + 1
 
     def _room(self, pool: Pages, pages: int) -> bool:
@@ -135,23 +151,37 @@ class Scheduler:
         return True
 
     def _take(self, sequence: Sequence, end: int, plan: Plan) -> bool:
-        """Take all pages that are lacking up to `end`, or none. The page written first is copied where it is shared."""
+        """Take all pages that are lacking up to `end`, or none. Pages to be written that are shared are copied."""
         wanted = -(-end // self.page)
-        first = sequence.computed // self.page
+        shared: dict[Group, list[int]] = {}
         for group, pool in self.pools.items():
             table = sequence.tables.setdefault(group, [])
-            shared = first < len(table) and table[first] != GONE and pool.owners[table[first]] > 1
-            if not self._room(pool, max(0, wanted - len(table)) + shared):
+            shared[group] = self._shared(sequence, group)
+            if not self._room(pool, max(0, wanted - len(table)) + len(shared[group])):
                 return False
         for group, pool in self.pools.items():
             table = sequence.tables[group]
-            if first < len(table) and table[first] != GONE and pool.owners[table[first]] > 1:
+            for place in shared[group]:
                 page = pool.take()
-                plan.copies.append((group, table[first], page))
-                pool.drop([table[first]])
-                table[first] = page
+                plan.copies.append((group, table[place], page))
+                pool.drop([table[place]])
+                table[place] = page
             table.extend(pool.take() for _ in range(wanted - len(table)))
         return True
+
+    def _shared(self, sequence: Sequence, group: Group) -> list[int]:
+        """Places in a table of pages that it is about to write, and others own too.
+
+        The one that is written first; of a block that will be packed all, so that it can be where it stands.
+        """
+        table, first = sequence.tables[group], sequence.computed // self.page
+        begin = self._whole(sequence.computed) // self.page if group in self.packing else first
+        owners = self.pools[group].owners
+        return [
+            place
+            for place in range(begin, min(first + 1, len(table)))
+            if table[place] != GONE and owners[table[place]] > 1
+        ]
 
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
         """Send a sequence back to wait: it reads its tokens again."""
@@ -168,12 +198,29 @@ class Scheduler:
         sequence.tables, sequence.computed, sequence.states = {}, 0, None
         sequence.drafts = []
 
+    def pack(self, sequence: Sequence, length: int) -> list[tuple[Group, list[int], list[int]]]:
+        """Its first `length` tokens will be `done`: the blocks to be packed for that, from pages into half as many."""
+        packs = []
+        per = self.block // self.page
+        for number in range(sequence.computed // self.block, length // self.block):
+            for group in self.packing:
+                table, pool = sequence.tables[group], self.pools[group]
+                old = table[number * per : (number + 1) * per]
+                new = old[: per // 2]
+                packs.append((group, old, new))
+                table[number * per : (number + 1) * per] = [page for page in new for _ in range(2)]
+                pool.drop(old[per // 2 :])
+                for page in new:
+                    pool.share(page)
+        return packs
+
     def done(self, sequence: Sequence, length: int) -> None:
         """Its first `length` tokens stand in the cache now; pages that no later token needs are free."""
         sequence.computed = length
         for group, table in sequence.tables.items():
             if group is not None:
-                lost = max(0, length - group + 1) // self.page
+                beyond = max(0, length - group + 1)
+                lost = (self._whole(beyond) if group in self.packing else beyond) // self.page
                 self.pools[group].drop(table[:lost])
                 table[:lost] = [GONE] * min(lost, len(table))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,11 +13,15 @@ from torch import Tensor
 from nachim.infer.pages import Pages
 from nachim.infer.prefix import Group
 from nachim.infer.sequence import Sequence
+from nachim.infer.shelf import NARROW, PLACES, Coded, NarrowChannels, NarrowTokens, Plain, Shape, Shelf
 from nachim.model.depths import ROWS, Rows
-from nachim.spec import MLA, Attention, Decoder
+from nachim.spec import MLA, Attention, Decoder, UserError
 from nachim.spec.model import Block
 
 States = list[dict[str, Any]]
+Cached = Literal["int8", "int4"]
+FOUR_BITS = {"key": NarrowChannels, "value": NarrowTokens, "latent": NarrowChannels}
+"""How values of each name are made four bits."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,6 @@ class Kept:
 
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     window: Group = None
-
-    @property
-    def values(self) -> int:
-        """Values a token."""
-        return sum(int(torch.Size(before + after).numel()) for before, after in self.shapes.values())
 
 
 def kept(block: Block) -> Kept:
@@ -47,59 +46,103 @@ def kept(block: Block) -> Kept:
 
 
 class Store:
-    """For every layer, `tokens` slots in pages of `page`; layers of one window share tables."""
+    """For every layer, pages of `page` slots for `tokens` tokens; layers of one window share tables.
 
-    def __init__(self, spec: Decoder, tokens: int, page: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.page = page
+    In eight bits (`cache="int8"`) a page is what it is otherwise. With "int4" the whole blocks that a sequence has read
+    stand in four bits, in half the pages, each of them twice in the table; tokens after them in eight. Windows that do
+    not reach over a block stay in eight. Raises UserError where four bits cannot be.
+    """
+
+    def __init__(
+        self,
+        spec: Decoder,
+        tokens: int,
+        page: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        cache: Cached | None = None,
+        block: int = 64,
+    ) -> None:
+        if cache not in (None, *get_args(Cached)):
+            raise UserError(f"cache is {cache!r}; it must be 'int8' or 'int4', or None to keep what is computed")
+        if cache == "int4" and block % (2 * page):
+            raise UserError(f"block is {block}; with cache='int4' it must be a multiple of {2 * page}")
+        self.page, self.block, self.cache = page, block, cache
+        self.dtype, self.device = dtype, device
         self.layers = [kept(block) for block in spec.blocks]
-        count = -(-tokens // page)
         groups = {layer.window for layer in self.layers if layer.shapes}
-        self.pools: dict[Group, Pages] = {group: Pages(count) for group in groups}
-        self.tensors = [
-            {
-                name: torch.empty(*before, count * page, *after, dtype=dtype, device=device)
-                for name, (before, after) in layer.shapes.items()
-            }
+        self.packing = {group for group in groups if cache == "int4" and (group is None or group >= block)}
+        self.pools: dict[Group, Pages] = {group: Pages(self._pages(group, tokens)) for group in groups}
+        self.mates = {
+            group: torch.zeros(len(self.pools[group].owners), block // page // 2, dtype=torch.int32, device=device)
+            for group in self.packing
+        }
+        self.shelves = [
+            {name: self._shelf(layer.window, name, shape) for name, shape in layer.shapes.items()}
             for layer in self.layers
         ]
-        self.dtype, self.device = dtype, device
+
+    def _pages(self, group: Group, tokens: int) -> int:
+        """As many as one sequence of all the tokens needs."""
+        if group not in self.packing:
+            return -(-tokens // self.page)
+        return -(-tokens // (2 * self.page)) + self.block // self.page // 2
+
+    def _shelf(self, group: Group, name: str, shape: Shape) -> Shelf:
+        count = len(self.pools[group].owners)
+        if self.cache is None:
+            return Plain(shape, count, self.page, self.dtype, self.device)
+        if group not in self.packing:
+            return Coded(shape, count, self.page, self.dtype, self.device)
+        return FOUR_BITS[name](shape, count, self.page, self.dtype, self.device, self.mates[group])
 
     @property
     def nbytes(self) -> int:
         """Bytes of all pages, used or not."""
-        return sum(tensor.nbytes for layer in self.tensors for tensor in layer.values())
+        pages = sum(shelf.nbytes for layer in self.shelves for shelf in layer.values())
+        return pages + sum(mates.nbytes for mates in self.mates.values())
 
     def used_bytes(self) -> int:
         """Bytes of the pages that have an owner."""
         owned = {group: len(pool.owners) - pool.free for group, pool in self.pools.items()}
-        values = sum(owned[layer.window] * layer.values for layer in self.layers if layer.shapes)
-        return values * self.page * self.dtype.itemsize
+        layers = zip(self.layers, self.shelves, strict=True)
+        return sum(owned[layer.window] * shelf.page_bytes for layer, held in layers for shelf in held.values())
 
     def copy(self, group: Group, old: int, new: int) -> None:
         """Copy a page in all layers of a group."""
-        size = self.page
-        for layer, tensors in zip(self.layers, self.tensors, strict=True):
-            if layer.window != group:
-                continue
-            for name, tensor in tensors.items():
-                axis = len(layer.shapes[name][0])
-                tensor.narrow(axis, new * size, size).copy_(tensor.narrow(axis, old * size, size))
+        for shelf in self._of(group):
+            shelf.copy(old, new)
+
+    def pack(self, group: Group, old: list[int], new: list[int]) -> None:
+        """Write a block that stands in the pages `old` into `new`, half as many, in all layers of a group."""
+        self.mates[group][new] = torch.tensor(new, dtype=torch.int32, device=self.device)
+        for shelf in self._of(group):
+            shelf.pack(old, new)
+
+    def _of(self, group: Group) -> list[Any]:
+        layers = zip(self.layers, self.shelves, strict=True)
+        return [shelf for layer, held in layers if layer.window == group for shelf in held.values()]
 
     def slots(self, sequence: Sequence, group: Group, begin: int, end: int) -> Tensor:
-        """Where its tokens [begin, end) stand."""
+        """Where its tokens [begin, end) stand: numbers that `read` and `write` know."""
         index = np.arange(begin, end)
-        table = np.asarray(sequence.tables[group])
-        return torch.from_numpy(table[index // self.page] * self.page + index % self.page).to(self.device)
+        pages = np.asarray(sequence.tables[group])[index // self.page]
+        if self.cache is None:
+            found = pages * self.page + index % self.page
+        else:
+            found = pages * PLACES + index % self.page
+            if group in self.packing:
+                packed = index < sequence.computed // self.block * self.block
+                found = np.where(packed, pages * PLACES + NARROW + index % (2 * self.page), found)
+        return torch.from_numpy(found).to(self.device)
 
     def read(self, layer: int, name: str, slots: Tensor) -> Tensor:
         """The values in these slots, [1, ..., slots, ...]."""
-        axis = len(self.layers[layer].shapes[name][0])
-        return self.tensors[layer][name].index_select(axis, slots)[None]
+        return self.shelves[layer][name].read(slots)
 
     def write(self, layer: int, name: str, slots: Tensor, values: Tensor) -> None:
         """Put values [..., slots, ...] into these slots."""
-        axis = len(self.layers[layer].shapes[name][0])
-        self.tensors[layer][name].index_copy_(axis, slots, values)
+        self.shelves[layer][name].write(slots, values)
 
 
 def held(state: dict[str, Any]) -> dict[str, Any]:
