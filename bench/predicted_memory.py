@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: the profiler says when it starts
@@ -28,7 +28,7 @@ from nachim.lab.work import next_token_loss
 from nachim.model import build
 from nachim.model.decoder import initialise
 from nachim.model.recompute import arrange
-from nachim.spec import BPE, WSD, Activations, AdamW, Data, Muon, Run, Train
+from nachim.spec import BPE, MTP, WSD, Activations, AdamW, Data, Decoder, Muon, Run, Train
 from nachim.train.guard import Guard
 from nachim.train.peak import peak_bytes
 from nachim.train.step import Stepper
@@ -36,7 +36,8 @@ from nachim.train.step import Stepper
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration: `rows` sequences of `seq_len` pass at a time, `times` times a step."""
+    """One configuration: `rows` sequences of `seq_len` pass at a time, `times` times a step; with `further` modules for
+    multi-token prediction."""
 
     width: int
     seq_len: int
@@ -45,6 +46,11 @@ class Case:
     precision: Literal["fp32", "bf16"] = "fp32"
     times: int = 1
     activations: Activations = Activations()
+    further: int = 0
+
+    def model(self, vocab_size: int) -> Decoder:
+        """What is trained."""
+        return replace(shape(self.width, vocab_size), mtp=MTP(depth=self.further) if self.further else None)
 
 
 FULL, PAIRS = Activations(recompute="full"), Activations(recompute="full", every_blocks=2)
@@ -79,12 +85,17 @@ CASES = (
     Case(192, 512, 4, activations=Activations(keep_bytes=60_000_000)),
     Case(192, 512, 4, "adamw", "bf16", activations=Activations(keep_bytes=20_000_000)),
     Case(256, 256, 4, "adamw", "bf16", activations=Activations(keep_bytes=12_000_000)),
+    Case(64, 256, 4, further=1),
+    Case(128, 256, 4, "muon", "bf16", 2, further=1),
+    Case(192, 512, 4, activations=FULL, further=1),
+    Case(256, 128, 1, further=2),
+    Case(128, 256, 4, "adamw", "bf16", activations=SELECTIVE, further=2),
 )
 
 
 def steps(case: Case, vocab_size: int) -> Callable[[], None]:
     """Two steps of `case`, everything they need included: the second finds the optimizer's state there."""
-    model = shape(case.width, vocab_size)
+    model = case.model(vocab_size)
     micro = case.rows * case.seq_len
     optimizer = AdamW(lr=1e-3) if case.optimizer == "adamw" else Muon(lr=1e-3)
     train = Train(
@@ -136,7 +147,7 @@ def main(vocab_size: int = 512, threads: int = 1) -> None:
         table.add_column(name, justify="right")
     errors = []
     for case in CASES:
-        model = shape(case.width, vocab_size)
+        model = case.model(vocab_size)
         batch = case.seq_len * case.rows * case.times
         job = Job(
             model=model,
@@ -149,7 +160,7 @@ def main(vocab_size: int = 512, threads: int = 1) -> None:
         measured = peak_bytes(steps(case, vocab_size))
         errors.append(predicted.total / measured - 1)
         table.add_row(
-            f"{model.n_layers} x {case.width}",
+            f"{model.n_layers} x {case.width}" + f" + {case.further}" * (case.further > 0),
             f"{case.times} x {case.rows} x {case.seq_len}",
             case.optimizer,
             case.precision,

@@ -10,7 +10,7 @@ import pytest
 from nachim.budget.activations import CHUNK_LOGITS, WHOLE_LOGITS, Kept, kept, logit_bytes
 from nachim.budget.layout import Job, Layout
 from nachim.budget.memory import memory
-from nachim.budget.recompute import GRADES, all_blocks, fullest, grades, groups, work_again
+from nachim.budget.recompute import GRADES, fullest, grades, groups, passages, work_again
 from nachim.budget.shape import shape
 from nachim.model import loss
 from nachim.spec import MTP, Activations, Decoder, GeGLU, Mamba, MoE, Pattern, SwiGLU, UserError
@@ -32,13 +32,13 @@ def job(model: Decoder, seq_len: int = 64) -> Job:
 
 def bytes_of(model: Decoder, chosen: tuple[str, ...]) -> float:
     """What the blocks keep."""
-    pairs = zip(all_blocks(model), chosen, strict=True)
+    pairs = zip(model.trained_blocks, chosen, strict=True)
     return sum(kept(block, job(model), LAYOUT, "cpu", grade).stored for block, grade in pairs)
 
 
 def work_of(model: Decoder, chosen: tuple[str, ...]) -> float:
     """What making it again costs."""
-    return sum(work_again(block, model, 64, grade) for block, grade in zip(all_blocks(model), chosen, strict=True))
+    return sum(work_again(block, model, 64, grade) for block, grade in zip(model.trained_blocks, chosen, strict=True))
 
 
 def test_recomputation_keeps_within_the_bytes_at_nearly_the_least_work() -> None:
@@ -71,8 +71,11 @@ def test_of_equal_blocks_the_first_are_made_again() -> None:
 
 def test_modules_for_further_tokens_are_blocks_too() -> None:
     ahead = replace(MIXED, mtp=MTP(depth=2))
-    assert all_blocks(ahead) == (*MIXED.blocks, MIXED.blocks[-1], MIXED.blocks[-1])
-    assert grades(job(MIXED), LAYOUT, Activations(recompute="full"), "cpu", all_blocks(ahead)) == ("full",) * 7
+    assert ahead.trained_blocks == (*MIXED.blocks, MIXED.blocks[-1], MIXED.blocks[-1])
+    chosen = grades(job(ahead), LAYOUT, Activations(recompute="full"), "cpu", ahead.trained_blocks)
+    assert chosen == ("full",) * 7
+    parts = [(part.start, part.stop) for part in passages(ahead, chosen, 3)]
+    assert parts == [(0, 3), (3, 5), (5, 6), (6, 7)]  # each by itself, for something stands between them
 
 
 def test_blocks_made_again_in_full_are_taken_together() -> None:
@@ -91,10 +94,11 @@ def test_blocks_made_again_in_full_are_taken_together() -> None:
 def test_the_backward_pass_is_fullest_where_what_is_left_and_made_again_is_most() -> None:
     """By hand: three layers that keep all, and the first of which, or two, is made again."""
     all_kept, again = Kept(10, 0, 3), Kept(1, 9, 3)
-    assert fullest([all_kept] * 3) == (30, 3)
-    assert fullest([again, all_kept, all_kept]) == (21, 3)
-    assert fullest([all_kept, all_kept, again]) == (21, 12)
-    assert fullest([again] * 4, 2) == (2, 3 + 9 + 9 + 1)
+    one_by_one, in_pairs = [slice(0, 1), slice(1, 2), slice(2, 3)], [slice(0, 2), slice(2, 4)]
+    assert fullest([all_kept] * 3, one_by_one) == (30, 3)
+    assert fullest([again, all_kept, all_kept], one_by_one) == (21, 3)
+    assert fullest([all_kept, all_kept, again], one_by_one) == (21, 12)
+    assert fullest([again] * 4, in_pairs) == (2, 3 + 9 + 9 + 1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

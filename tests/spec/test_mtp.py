@@ -1,4 +1,4 @@
-"""What multi-token prediction declares, and who counts it, leaves it out or refuses it."""
+"""What multi-token prediction declares, and who counts it or leaves it out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from nachim.budget.convention import chinchilla_flops, conventions, softmax_flops
 from nachim.budget.device import device_named
-from nachim.budget.layout import Job
 from nachim.budget.serve import Demand, serve
 from nachim.spec import MTP, UserError
 from tests.spec.examples import decoder
@@ -44,11 +43,6 @@ def test_every_convention_counts_it():
     assert more["6N, blocks + head"] == more["6N, blocks"] + 3 * head
     assert softmax_flops(AHEAD, 16) == 2 * softmax_flops(PLAIN, 16)
     assert chinchilla_flops(AHEAD, 16) == AHEAD.flops_per_token(16) + 3 * 2 * head + 3 * softmax_flops(AHEAD, 16)
-
-
-def test_forecasts_of_memory_and_time_refuse_it():
-    with pytest.raises(UserError, match=r"Job\.model has mtp, whose memory and time no forecast counts"):
-        Job(model=AHEAD, seq_len=16, batch_tokens=16)
 
 
 def test_serving_leaves_it_out():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -134,10 +134,10 @@ def _inference(decoder: Decoder, context: int) -> dict[str, float]:
 
 
 def _activations(decoder: Decoder, seq_len: int, recompute: Recompute) -> float:
-    """Bytes a token that the blocks keep for the backward pass on one GPU, without multi-token prediction."""
-    job = Job(model=replace(decoder, mtp=None), seq_len=seq_len, batch_tokens=seq_len)
+    """Bytes a token that the blocks keep for the backward pass on one GPU, those of multi-token prediction too."""
+    job = Job(model=decoder, seq_len=seq_len, batch_tokens=seq_len)
     layout = Layout(recompute=recompute)
-    stored = sum(times * kept(block, job, layout, "cuda").stored for block, times in decoder.kinds.items())
+    stored = sum(times * kept(block, job, layout, "cuda").stored for block, times in decoder.trained_kinds.items())
     return stored / seq_len
 
 

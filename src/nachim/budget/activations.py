@@ -111,18 +111,38 @@ def head_bytes(job: Job, layout: Layout, kind: str) -> float:
     return tokens_at_once(job, layout) * (2 * row_bytes(job, layout) + extra)
 
 
+def joining_bytes(job: Job, layout: Layout, kind: str) -> float:
+    """Bytes that multi-token prediction keeps of one micro-batch before its blocks: for each module the normalised
+    stream, the embedded token, and both, normalised once more, side by side."""
+    if job.model.mtp is None:
+        return 0.0
+    extra = norm_bytes(job.model.d_model, VALUE_BYTES[job.precision], kind) / whole_ways(layout)
+    return job.model.mtp.depth * tokens_at_once(job, layout) * (4 * row_bytes(job, layout) + 3 * extra)
+
+
 def logit_bytes(job: Job, layout: Layout, in_flight: float) -> float:
     """Bytes of the loss at its fullest; tensor parallelism cuts the vocabulary.
 
-    Up to `WHOLE_LOGITS` stand at once: at the start of the backward pass the fp32 log-probabilities of every batch in
-    flight, and of one the gradient on them and that of the logits. More come a `CHUNK_LOGITS` at a time, while the
-    gradients of the head, in fp32, and of its input are summed, which every micro-batch in flight keeps.
+    Up to `WHOLE_LOGITS` stand at once: at the start of the backward pass the fp32 log-probabilities of every pass in
+    flight (`kept_logit_bytes`), and of one the gradient on them and that of the logits. More come a `CHUNK_LOGITS` at a
+    time, while the gradients of the head and of its input are summed.
     """
-    tokens, vocab, width = tokens_at_once(job, layout), job.model.vocab_size / layout.tp, job.model.d_model
+    tokens, vocab = tokens_at_once(job, layout), job.model.vocab_size / layout.tp
+    stay = kept_logit_bytes(job, layout, in_flight)
     if tokens * vocab <= WHOLE_LOGITS:
-        return tokens * vocab * 4 * (in_flight + 2)
-    value = VALUE_BYTES[job.precision]
-    head, rows, cast = vocab * width, tokens * width * value, value * (value < 4)
+        return stay + tokens * vocab * 4 * 2
+    value, head = VALUE_BYTES[job.precision], vocab * job.model.d_model
+    cast = value * (value < 4)
     chunk = CHUNK_LOGITS * (4 + 4 + cast)
     product = CHUNK_LOGITS * (4 + value) + value * head * (value < 4)
-    return in_flight * (4 * head + rows) + max(chunk, product, cast * head)
+    return stay + max(chunk, product, cast * head)
+
+
+def kept_logit_bytes(job: Job, layout: Layout, passes: float) -> float:
+    """Bytes that `passes` of micro-batches through the head keep of the loss until their backward pass: fp32
+    log-probabilities, or, where these are too many, the gradients of the head, in fp32, and of its input."""
+    tokens, vocab = tokens_at_once(job, layout), job.model.vocab_size / layout.tp
+    if tokens * vocab <= WHOLE_LOGITS:
+        return passes * tokens * vocab * 4
+    width = job.model.d_model
+    return passes * (4 * vocab * width + tokens * width * VALUE_BYTES[job.precision])

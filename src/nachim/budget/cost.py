@@ -47,9 +47,10 @@ def moments_bytes(run: Run) -> int:
 
 
 def matrix_params(model: Decoder) -> int:
-    """Parameters in matrices of the blocks."""
-    found = [held_by_block(block, model, 1, 1) for block in model.blocks]
-    return round(sum(held.matrices + held.experts for held in found))
+    """Parameters in matrices of the blocks, those of multi-token prediction too."""
+    found = [held_by_block(block, model, 1, 1) for block in model.trained_blocks]
+    joining = 0 if model.mtp is None else model.mtp.joining(model.d_model)
+    return joining + round(sum(held.matrices + held.experts for held in found))
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:

@@ -30,8 +30,6 @@ class Job(Part):
 
     def check(self) -> None:
         self.require_positive("seq_len", "batch_tokens")
-        if self.model.mtp is not None:
-            self.refuse("model", "has mtp, whose memory and time no forecast counts: plan the decoder with mtp=None")
 
     @property
     def batch(self) -> int:

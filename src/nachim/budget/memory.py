@@ -8,10 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from nachim.budget.activations import CAPACITY, head_bytes, kept, logit_bytes, row_bytes, tokens_at_once
+from nachim.budget.activations import (
+    CAPACITY,
+    head_bytes,
+    joining_bytes,
+    kept,
+    kept_logit_bytes,
+    logit_bytes,
+    row_bytes,
+    tokens_at_once,
+)
 from nachim.budget.layout import Job, Layout
 from nachim.budget.pipeline import in_flight, stage_blocks
-from nachim.budget.recompute import fullest, grades
+from nachim.budget.recompute import fullest, grades, passages
 from nachim.budget.states import (
     VALUE_BYTES,
     Held,
@@ -25,7 +34,7 @@ from nachim.budget.states import (
     states,
     update_bytes,
 )
-from nachim.spec import MoE
+from nachim.spec import Decoder, Matrix, MoE
 from nachim.spec.activations import Activations
 from nachim.spec.model import Block
 
@@ -77,6 +86,14 @@ class _Stage:
     first: bool
     last: bool
     flights: float
+
+    def matrices(self, model: Decoder) -> list[tuple[Matrix, int]]:
+        """Its matrices, each with how many like it there are."""
+        blocks = self.blocks.items()
+        found = [(m, times) for block, times in blocks for layer in block.layers for m in layer.matrices(model.d_model)]
+        if self.last and model.mtp is not None:
+            found.append((model.mtp.matrix(model.d_model), model.mtp.depth))
+        return found
 
 
 def memory(job: Job, layout: Layout, kind: Kind = "cuda", activations: Activations | None = None) -> Memory:
@@ -150,25 +167,33 @@ class _Moment:
 @dataclass(frozen=True)
 class _Passed:
     """Bytes that one micro-batch leaves in a stage's layers: in all, in the fullest one, and, where the backward pass
-    holds most, those that are left and those beside them."""
+    of the decoder's holds most, those that are left and those beside them; those beside a module's for further tokens
+    too."""
 
     stored: float
     one: float
     left: float
     beside: float
+    beside_module: float
 
 
 def _passed(stage: _Stage, job: Job, layout: Layout, kind: Kind, activations: Activations | None) -> _Passed:
+    model = job.model
     if activations is None:
         layers = [(kept(block, job, layout, kind), times) for block, times in stage.blocks.items()]
         stored = sum(times * layer.stored for layer, times in layers)
         beside = max(layer.working + layer.remade for layer, _ in layers)
-        return _Passed(stored, max(layer.stored for layer, _ in layers), stored, beside)
-    blocks = job.model.blocks
+        module = kept(model.blocks[-1], job, layout, kind)
+        left = stored - stage.last * (model.passes - 1) * module.stored
+        most = max(layer.stored for layer, _ in layers)
+        return _Passed(stored, most, left, beside, module.working + module.remade)
+    blocks = model.trained_blocks
     chosen = grades(job, layout, activations, kind, blocks)
     each = [kept(block, job, layout, kind, grade) for block, grade in zip(blocks, chosen, strict=True)]
-    left, beside = fullest(each, activations.every_blocks)
-    return _Passed(sum(layer.stored for layer in each[:: activations.every_blocks]), each[0].stored, left, beside)
+    together = passages(model, chosen, activations.every_blocks)
+    left, beside = fullest(each, [part for part in together if part.start < model.n_layers])
+    stored = sum(each[part.start].stored for part in together)
+    return _Passed(stored, each[0].stored, left, beside, each[-1].working + each[-1].remade)
 
 
 def _moments(stage: _Stage, job: Job, layout: Layout, kind: Kind, activations: Activations | None) -> Iterator[_Moment]:
@@ -185,19 +210,28 @@ def _moments(stage: _Stage, job: Job, layout: Layout, kind: Kind, activations: A
     offload = kind != "cpu" and (layout.offload if activations is None else activations.offload)
     here, away = _placed(passed.stored * stage.flights, one, offload)
     left, _ = _placed(passed.stored * (stage.flights - 1) + passed.left, one, offload)
-    if stage.last:
-        head = here + head_bytes(job, layout, kind) * stage.flights
-        logits = logit_bytes(job, layout, stage.flights)
-        yield moment("loss", gradients=standing, activations=head, logits=logits, buffers=traffic, host=host + away)
     table = job.model.vocab_size * job.model.d_model
     of_head = VALUE_BYTES[job.precision] * table * (not stays)
+    further = stage.last and job.model.mtp is not None
+    if stage.last:
+        passes, host_then = stage.flights * job.model.passes, host + away
+        head = head_bytes(job, layout, kind)
+        after = here + joining_bytes(job, layout, kind) * stage.flights
+        logits = logit_bytes(job, layout, passes)
+        at_loss = {"activations": after + head * passes, "logits": logits, "buffers": traffic}
+        yield moment("loss", gradients=standing, host=host_then, **at_loss)
+        if further:  # the first block met is a module's: the decoder's own loss still stands
+            logits = kept_logit_bytes(job, layout, passes - 1)
+            held_then = {"activations": after + head * (passes - 1), "logits": logits}
+            beside = passed.beside_module + traffic
+            yield moment("backward", gradients=standing + of_head, host=host_then, buffers=beside, **held_then)
     yield moment("backward", gradients=standing + of_head, activations=left, buffers=back, host=host + away)
     if layout.devices == 1:
-        first = max(held_by_block(block, job.model, 1, 1).total for block in stage.blocks) + table
+        first = max(held_by_block(block, job.model, 1, 1).total for block in stage.blocks) + table * (not further)
         for missing, left, beside in ((first, one, back), (0, 0, 0)):
             sums, more = _made(held, missing, table, job, stays)
             yield moment("gradients", gradients=standing + sums, activations=left, buffers=beside + more, host=host)
-    update = update_bytes(job, stage.blocks.items(), layout, kind)
+    update = update_bytes(job, stage.matrices(job.model), layout, kind)
     yield moment("update", gradients=state.gradients, buffers=update, host=host)
 
 

@@ -15,7 +15,8 @@ def stage_blocks(model: Decoder, layout: Layout) -> tuple[dict[Block, int], ...]
     """How many layers of each kind stand on each stage, first stage first.
 
     Layers are dealt out in order, as evenly as whole layers allow, to `pp` x `virtual` chunks; chunk c stands on stage
-    c mod pp (arXiv 2104.04473, sec. 2.2.2). Raises UserError when there are fewer layers than chunks.
+    c mod pp (arXiv 2104.04473, sec. 2.2.2). Blocks of multi-token prediction stand on the last stage, beside the head
+    that they share. Raises UserError when there are fewer layers than chunks.
     """
     parts = layout.pp * layout.virtual
     if parts > model.n_layers:
@@ -27,6 +28,7 @@ def stage_blocks(model: Decoder, layout: Layout) -> tuple[dict[Block, int], ...]
 def _dealt(model: Decoder, pp: int, virtual: int) -> tuple[dict[Block, int], ...]:
     edges = [chunk * model.n_layers // (pp * virtual) for chunk in range(pp * virtual + 1)]
     chunks = [Counter(model.blocks[start:end]) for start, end in itertools.pairwise(edges)]
+    chunks[-1].update(model.trained_blocks[model.n_layers :])
     return tuple(sum(chunks[stage::pp], Counter()) for stage in range(pp))
 
 

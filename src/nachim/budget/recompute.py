@@ -17,12 +17,6 @@ CHEAP_FLOPS = 50
 FLOP a byte could multiply. Only the order of grades depends on it."""
 
 
-def all_blocks(model: Decoder) -> tuple[Block, ...]:
-    """Every block that a training step passes through, first to last: the decoder's, then multi-token prediction's."""
-    depth = 0 if model.mtp is None else model.mtp.depth
-    return model.blocks + depth * (model.blocks[-1],)
-
-
 def work_again(block: Block, model: Decoder, seq_len: int, grade: Recompute) -> float:
     """FLOP a token that `grade` adds to a step in `block`; cheap values count as `CHEAP_FLOPS` each."""
     if grade == "none":
@@ -127,14 +121,20 @@ def groups(chosen: Sequence[Recompute], every: int) -> list[tuple[Recompute, sli
     return found
 
 
-def fullest(layers: Sequence[Kept], every: int = 1) -> tuple[float, float]:
+def passages(model: Decoder, chosen: Sequence[Recompute], every: int) -> list[slice]:
+    """The blocks of a training step as they are passed through together: a module for further tokens by itself."""
+    found = [part for _, part in groups(chosen[: model.n_layers], every)]
+    return found + [slice(one, one + 1) for one in range(model.n_layers, len(chosen))]
+
+
+def fullest(layers: Sequence[Kept], together: Sequence[slice]) -> tuple[float, float]:
     """Where the backward pass through `layers`, first to last, holds most: bytes kept by then, and those beside them.
 
-    Where of `every` layers one input is kept, what the others kept is made again with it.
+    Of layers passed through `together` one input is kept, and what the others kept is made again with it.
     """
     found, before = (0.0, 0.0), 0.0
-    for begin in range(0, len(layers), every):
-        group = layers[begin : begin + every]
+    for part in together:
+        group = layers[part]
         again = sum(layer.remade for layer in group) + sum(layer.stored for layer in group[1:])
         before += group[0].stored
         found = max(found, (before, max(layer.working for layer in group) + again), key=sum)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from nachim.budget.layout import Job, Layout
-from nachim.spec import AdamW8, Decoder, MoE
+from nachim.spec import AdamW8, Decoder, Matrix, MoE
 from nachim.spec.model import Block
 
 VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp8": 2}
@@ -59,18 +59,26 @@ def held_by_block(block: Block, model: Decoder, tp: int, ep: int) -> Held:
 
 
 def held_by_stage(model: Decoder, blocks: dict[Block, int], layout: Layout, first: bool, last: bool) -> Held:
-    """Parameters of a pipeline stage on one device; vocabulary tables are cut by tensor parallelism."""
+    """Parameters of a pipeline stage on one device; vocabulary tables are cut by tensor parallelism.
+
+    Multi-token prediction reads the embedding again, on the last stage, which holds a copy where it is not the first.
+    """
     layers = [(held_by_block(block, model, layout.tp, layout.ep), times) for block, times in blocks.items()]
     table = model.vocab_size * model.d_model / layout.tp
-    tables = (first + (last and not (first and model.tied))) * table
-    tables += first * model.table_params
-    vectors = last * model.last_norm_params
+    further = last and model.mtp is not None
+    embeds = first or further
+    tables = (embeds + (last and not (embeds and model.tied))) * table
+    tables += embeds * model.table_params
+    vectors, joining = last * model.last_norm_params, 0.0
+    if further:
+        vectors += model.mtp.norm_params(model.norm, model.d_model, model.residual.last)
+        joining = model.mtp.depth * model.mtp.matrix(model.d_model).params_on_device(layout.tp)
     return Held(
-        matrices=sum(times * layer.matrices for layer, times in layers),
+        matrices=joining + sum(times * layer.matrices for layer, times in layers),
         experts=sum(times * layer.experts for layer, times in layers),
         vectors=sum(times * layer.vectors for layer, times in layers) + vectors,
         tables=tables,
-        unit=max([layer.unit for layer, _ in layers] + [(first or last) * table]),
+        unit=max([layer.unit for layer, _ in layers] + [(first or last) * table, joining]),
     )
 
 
@@ -136,11 +144,11 @@ def optimizer_bytes(job: Job) -> tuple[tuple[float, float], float]:
     return by_name[job.optimizer]
 
 
-def update_bytes(job: Job, blocks: Iterable[tuple[Block, int]], layout: Layout, kind: str) -> float:
-    """Bytes an update makes on the way: nothing by a fused AdamW; Muon makes all matrices of one shape orthogonal
-    together, of several devices each its share (arXiv 2502.16982, sec. 2.3), at least one matrix. 8-bit AdamW takes a
-    chunk of a matrix at a time, of which it holds two moments, one's shares of its scales, and codes; schedule-free
-    AdamW an fp32 value for each of a matrix or table.
+def update_bytes(job: Job, matrices: Iterable[tuple[Matrix, int]], layout: Layout, kind: str) -> float:
+    """Bytes an update makes on the way, of `matrices` and how many like each: nothing by a fused AdamW; Muon makes all
+    of one shape orthogonal together, of several devices each its share (arXiv 2502.16982, sec. 2.3), at least one
+    matrix. 8-bit AdamW takes a chunk of a matrix at a time, of which it holds two moments, one's shares of its scales,
+    and codes; schedule-free AdamW an fp32 value for each of a matrix or table.
 
     Newton-Schulz holds the update, the iterate, its two terms and their sum, and the Gram matrices of the iterate:
     in fp32 on a CPU, in bf16 but for the update elsewhere.
@@ -148,12 +156,10 @@ def update_bytes(job: Job, blocks: Iterable[tuple[Block, int]], layout: Layout, 
     if job.optimizer == "adamw":
         return 0.0
     shapes: dict[tuple[int, int], float] = {}
-    for block, times in blocks:
-        for layer in block.layers:
-            for matrix in layer.matrices(job.model.d_model):
-                shape = (matrix.rows, matrix.columns)
-                count = times * matrix.params_on_device(layout.tp, layout.ep) / (matrix.rows * matrix.columns)
-                shapes[shape] = shapes.get(shape, 0.0) + count
+    for matrix, times in matrices:
+        shape = (matrix.rows, matrix.columns)
+        count = times * matrix.params_on_device(layout.tp, layout.ep) / (matrix.rows * matrix.columns)
+        shapes[shape] = shapes.get(shape, 0.0) + count
     if job.optimizer == "adamw8bit":
         return ADAMW8_VALUE * min(AdamW8.CHUNK, max(rows * columns for rows, columns in shapes))
     if job.optimizer == "schedule-free":

@@ -61,12 +61,12 @@ def work(job: Job) -> dict[str, float]:
     """
     model, tokens, muon = job.model, job.batch * job.seq_len, job.optimizer == "muon"
     return {
-        "layers": model.n_layers + MUON_LAYERS * muon,
-        "matmul": tokens * (6 * model.matmul_params + model.head_flops_per_token),
-        "mixing": tokens * 3 * model.mixing_flops(job.seq_len),
+        "layers": sum(model.trained_kinds.values()) + MUON_LAYERS * muon,
+        "matmul": tokens * (6 * model.trained_matmul_params + model.head_flops_per_token),
+        "mixing": tokens * 3 * model.trained_mixing_flops(job.seq_len),
         "values": tokens
-        * sum(times * block.share * _saved(block.layers, model) for block, times in model.kinds.items()),
-        "logits": float(tokens * model.vocab_size),
+        * sum(times * block.share * _saved(block.layers, model) for block, times in model.trained_kinds.items()),
+        "logits": float(tokens * model.vocab_size * model.passes),
         "params": float(model.params_total),
         "orthogonal": orthogonal_flops(model) if muon else 0.0,
     }
@@ -83,10 +83,11 @@ def orthogonal_flops(model: Decoder) -> float:
     One of five iterations on m x n with m <= n multiplies m x n by n x m, m x m by m x m, and m x m by m x n:
     4 m^2 n + 2 m^3 (Jordan et al. 2024).
     """
-    return sum(
+    joining = 0.0 if model.mtp is None else model.mtp.depth * _newton_schulz(model.mtp.matrix(model.d_model))
+    return joining + sum(
         times
         * sum(_newton_schulz(matrix) for layer in block.layers for matrix in stored(layer.matrices(model.d_model)))
-        for block, times in model.kinds.items()
+        for block, times in model.trained_kinds.items()
     )
 
 

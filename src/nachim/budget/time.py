@@ -141,11 +141,11 @@ class Clock:
         self.mixing_rate = device.peak(plain) * device.sustained * ATTENTION
         self.bandwidth = device.memory_bandwidth * BANDWIDTH
         self.flops = model.flops_per_token(job.seq_len) + model.head_flops_per_token
-        self.flops_palm = 6 * model.params_active + 3 * model.mixing_flops(job.seq_len)
+        self.flops_palm = 6 * model.params_active + 3 * model.trained_mixing_flops(job.seq_len)
         self.muon = orthogonal_flops(model) if job.optimizer == "muon" else 0.0
         self._work: dict[tuple[object, ...], Work] = {}
-        self._heads: dict[tuple[int, int, int], Work] = {}
-        self._params: dict[tuple[int, int], tuple[float, float]] = {}
+        self._heads: dict[tuple[object, ...], Work] = {}
+        self._params: dict[tuple[int, int, int], tuple[float, float]] = {}
         self._replicas: dict[tuple[int, ...], tuple[float, float]] = {}
 
     def step(self, layout: Split) -> StepTime:
@@ -273,16 +273,22 @@ class Clock:
         return 4 * all_to_all(size, group(self.cluster, layout.ep, layout.tp))
 
     def head(self, layout: Split) -> Work:
-        """One micro-batch through the output head and the loss, three passes."""
-        key = (layout.tp, layout.cp, layout.micro_batch)
+        """One micro-batch through the output head and the loss, and what multi-token prediction has beside them on the
+        last stage, three passes."""
+        key = (layout.tp, layout.cp, layout.ep, layout.micro_batch, layout.sequence_parallel)
         if key not in self._heads:
             model = self.job.model
             tokens = layout.micro_batch * self.job.seq_len / layout.cp
             matrix = Matrix(model.d_model, model.vocab_size, split="columns")
-            self._heads[key] = Work(
+            head = Work(
                 matmul=3 * self.multiply(matrix, tokens, layout, self.head_rate),
                 memory=tokens * model.vocab_size / layout.tp * LOGIT_BYTES / self.bandwidth,
             )
+            if model.mtp is not None:
+                joining = self.multiply(model.mtp.matrix(model.d_model), tokens, layout)
+                further = head + self._block(model.blocks[-1], layout) + Work(matmul=3 * joining, forward=joining)
+                head += further.times(model.mtp.depth)
+            self._heads[key] = head
         return self._heads[key]
 
     def pipeline(self, layout: Split) -> float:
@@ -296,20 +302,20 @@ class Clock:
 
     def params(self, layout: Split) -> tuple[float, float]:
         """Parameters on the fullest stage that every replica holds, and those of experts."""
-        key = (layout.tp, layout.ep)
+        key = (layout.tp, layout.ep, layout.pp)
         if key not in self._params:
-            dense = experts = 0.0
-            model = self.job.model
-            for block, times in model.kinds.items():
-                for layer in block.layers:
-                    for matrix in layer.matrices(model.d_model):
-                        held = times * matrix.params_on_device(*key)
-                        dense, experts = (dense, experts + held) if matrix.expert else (dense + held, experts)
+            model, ways = self.job.model, (layout.tp, layout.ep)
+            tables = 1 if model.tied or (layout.pp > 1 and model.mtp is None) else 2
+            dense, experts = tables * model.vocab_size * model.d_model / layout.tp, 0.0
+            if model.mtp is not None:
+                dense += model.mtp.depth * model.mtp.matrix(model.d_model).params_on_device(*ways)
+            for block, times in model.trained_kinds.items():
+                further = times - model.kinds[block]
+                for matrix in (matrix for layer in block.layers for matrix in layer.matrices(model.d_model)):
+                    held = (model.kinds[block] / layout.pp + further) * matrix.params_on_device(*ways)
+                    dense, experts = (dense, experts + held) if matrix.expert else (dense + held, experts)
             self._params[key] = dense, experts
-        dense, experts = self._params[key]
-        model = self.job.model
-        tables = 1 if model.tied or layout.pp > 1 else 2
-        return dense / layout.pp + tables * model.vocab_size * model.d_model / layout.tp, experts / layout.pp
+        return self._params[key]
 
     def data(self, layout: Split, micro_batches: int, busy: float) -> float:
         """Gradients summed and weights gathered over the replicas: what `busy` seconds of a micro-batch cannot hide.

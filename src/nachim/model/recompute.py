@@ -7,7 +7,6 @@ gradients are equal to the last bit.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from nachim.budget.activations import kept
 from nachim.budget.layout import Job, Layout
-from nachim.budget.recompute import all_blocks, grades, groups
+from nachim.budget.recompute import grades, groups, passages
 from nachim.model.frame import Frame
 from nachim.spec.activations import Activations, Recompute
 
@@ -69,16 +68,15 @@ class Passage:
 def arrange(model: DecoderModule, activations: Activations, rows: int, seq_len: int, precision: str) -> str:
     """Have `model` pass through its blocks as `activations` say, `rows` sequences of `seq_len` at a time in `precision`
     ("fp32" or shorter); what that is, in a sentence. Raises UserError when they ask for what is impossible."""
-    spec = dataclasses.replace(model.spec, mtp=None)
     short: Literal["fp32", "bf16"] = "fp32" if precision == "fp32" else "bf16"
-    job = Job(model=spec, seq_len=seq_len, batch_tokens=rows * seq_len, precision=short)
+    job = Job(model=model.spec, seq_len=seq_len, batch_tokens=rows * seq_len, precision=short)
     layout, kind = Layout(micro_batch=rows), model.head.weight.device.type
-    blocks = all_blocks(model.spec)
+    blocks = model.spec.trained_blocks
     chosen = grades(job, layout, activations, kind, blocks)
     model.passage = Passage(chosen, activations.every_blocks, activations.offload)
     held = sum(
-        kept(blocks[part.start], job, layout, kind, grade).stored
-        for grade, part in groups(chosen, activations.every_blocks)
+        kept(blocks[part.start], job, layout, kind, chosen[part.start]).stored
+        for part in passages(model.spec, chosen, activations.every_blocks)
     )
     return (
         f"of {len(blocks)} blocks {chosen.count('full')} are made again in full and {chosen.count('selective')} "

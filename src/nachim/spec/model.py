@@ -107,6 +107,12 @@ class Decoder(Part):
             found[block] += times[id(block)]
         return dict(found)
 
+    @property
+    def trained_blocks(self) -> tuple[Block, ...]:
+        """Every layer that a training step goes through: those of multi-token prediction last."""
+        further = 0 if self.mtp is None else self.mtp.depth
+        return self.blocks + further * self.blocks[-1:]
+
     @functools.cached_property
     def trained_kinds(self) -> dict[Block, int]:
         """How many layers of each kind a training step goes through: with those of multi-token prediction."""
@@ -191,14 +197,21 @@ class Decoder(Part):
             for block, times in kinds.items()
         )
 
+    @property
+    def trained_matmul_params(self) -> float:
+        """`matmul_params` of a training step: with those of multi-token prediction."""
+        return self._multiplied(self.trained_kinds) + (0 if self.mtp is None else self.mtp.joining(self.d_model))
+
+    def trained_mixing_flops(self, seq_len: float, causal: bool = False) -> float:
+        """`mixing_flops` of a training step: with those of multi-token prediction."""
+        return self._mixed(self.trained_kinds, seq_len, causal)
+
     def flops_per_token(self, seq_len: int, causal: bool = False) -> int:
         """M: non-embedding training FLOP/token; 72 L d^2 + 12 L d s for the plain block (arXiv 2401.02954, eq. 2).
 
         `causal` charges attention for the tokens before a token, and itself, alone.
         """
-        joined = 0 if self.mtp is None else self.mtp.joining(self.d_model)
-        matrices = self._multiplied(self.trained_kinds) + joined
-        return round(6 * matrices + 3 * self._mixed(self.trained_kinds, seq_len, causal))
+        return round(6 * self.trained_matmul_params + 3 * self.trained_mixing_flops(seq_len, causal))
 
     def prefill_flops(self, seq_len: int) -> float:
         """Forward FLOP/token of reading a prompt of `seq_len` tokens; the head reads its last token only."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nachim.spec.cost import Matrix
 from nachim.spec.norm import Norm
 from nachim.spec.part import Part
 
@@ -24,9 +25,13 @@ class MTP(Part):
     def check(self) -> None:
         self.require_positive("depth", "weight")
 
+    def matrix(self, d_model: int) -> Matrix:
+        """What joins stream and embedding in one module."""
+        return Matrix(2 * d_model, d_model, split="columns")
+
     def joining(self, d_model: int) -> int:
         """Parameters of the matrices that join streams and embeddings."""
-        return self.depth * 2 * d_model * d_model
+        return self.depth * self.matrix(d_model).params
 
     def norm_params(self, norm: Norm, d_model: int, last: bool) -> int:
         """Parameters of the norms beside the blocks; `last` says whether one stands before the head."""
