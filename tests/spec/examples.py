@@ -184,6 +184,8 @@ MIXED = Mixture(
         Ingredient(name="prose", corpus=Files(path="prose"), weight=0.9),
     ),
     changes=(Reweight(at_tokens=3200, weights=(0.0, 1.0)),),
+    temperature=2.0,
+    most_epochs=4.0,
 )
 MACHINE = Machine(
     name="box",

@@ -104,9 +104,10 @@ class Mixed:
 
     def __init__(self, sources: Mapping[str, Batches], mixture: Mixture, data: Data) -> None:
         self.sources, self.seq_len = dict(sources), data.seq_len
+        self.most_epochs = mixture.most_epochs
         begins = [-(-one.at_tokens // data.seq_len) for one in mixture.changes]
-        weights = [tuple(one.weight for one in mixture.ingredients), *(one.weights for one in mixture.changes)]
-        self.turns = Turns((0, *begins), tuple(weights), data.seed)
+        sizes = {name: source.prepared.unique_tokens for name, source in self.sources.items()}
+        self.turns = Turns((0, *begins), stages(mixture, sizes), data.seed)
 
     @property
     def tokenizer(self) -> Path:
@@ -134,17 +135,44 @@ class Mixed:
         return found
 
     def seen(self, tokens: int) -> dict[str, dict[str, Any]]:
-        """What a run of `tokens` reads of each corpus: its tokens, and how many times over."""
+        """What a run of `tokens` reads of each corpus: its tokens, about how many bytes, and how many times over.
+
+        Raises UserError where that is more often than the mixture allows.
+        """
         counts = self.turns.counts(tokens // self.seq_len)
+        for (name, source), count in zip(self.sources.items(), counts, strict=True):
+            self._insist(name, int(count) * self.seq_len, source)
         return {
             name: {
                 "fingerprint": source.prepared.fingerprint,
                 "unique_tokens": source.prepared.unique_tokens,
                 "tokens": int(count) * self.seq_len,
+                "bytes": round(int(count) * self.seq_len * source.prepared.train_bytes / source.prepared.unique_tokens),
                 "epochs": float(count) / source.sequences_per_epoch,
             }
             for (name, source), count in zip(self.sources.items(), counts, strict=True)
         }
+
+    def _insist(self, name: str, tokens: int, source: Batches) -> None:
+        whole = source.sequences_per_epoch * self.seq_len
+        slack = len(self.sources) * self.seq_len  # turns are whole sequences
+        if self.most_epochs is not None and tokens - slack > self.most_epochs * whole:
+            raise UserError(
+                f"the run reads {tokens:,} tokens of {name!r}, {whole:,} long: {tokens / whole:.3g} times over, and "
+                f"Mixture.most_epochs is {self.most_epochs:g}; give it less weight (`nachim mix weigh`), or allow more"
+            )
+
+
+def stages(mixture: Mixture, sizes: Mapping[str, int]) -> tuple[tuple[float, ...], ...]:
+    """The weights of the ingredients, at first and from each change on; `sizes` are their train tokens by name."""
+    first = [one.weight for one in mixture.ingredients]
+    if mixture.temperature is not None:
+        largest = max(sizes.values())
+        first = [
+            weight * (sizes[one.name] / largest) ** (1 / mixture.temperature)
+            for weight, one in zip(first, mixture.ingredients, strict=True)
+        ]
+    return (tuple(first), *(one.weights for one in mixture.changes))
 
 
 def open_mixture(data: Data, cache: Path, progress: Progress | None = None) -> Mixed:

@@ -87,12 +87,21 @@ class Mixture(Part):
 
     The first ingredient's train split is what a tokenizer is trained on, and all are written in it. `changes` are a
     course of weights over the run: a curriculum, or a last stretch of better text. Each corpus is validated apart.
+
+    With a `temperature` T the ingredients' weights are times their train tokens to the power 1/T: at 1 each is read in
+    proportion to its size, at higher ones small corpora are read more (arXiv 1907.05019); `changes` are taken
+    as they stand. A run that would read an ingredient more than `most_epochs` times over is refused.
     """
 
     ingredients: tuple[Ingredient, ...]
     changes: tuple[Reweight, ...] = ()
+    temperature: float | None = later(None)
+    most_epochs: float | None = later(None)
 
     def check(self) -> None:
+        for name in ("temperature", "most_epochs"):
+            if getattr(self, name) is not None:
+                self.require_positive(name)
         if not sum(one.weight for one in self.ingredients):
             self.refuse("ingredients", "have no weight; one of them must be above 0")
         names = [one.name for one in self.ingredients]
