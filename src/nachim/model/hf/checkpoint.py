@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nachim.model.build import build
+from nachim.model.build import NotDrawn, build
 from nachim.model.decoder import tensors
 from nachim.model.hf.config import Config
 from nachim.model.hf.families import FAMILIES, family_of
@@ -20,7 +20,7 @@ from nachim.model.hf.family import Family
 from nachim.model.hf.fold import Folded
 from nachim.model.hf.rules import Rule
 from nachim.model.hf.source import Source, check, tensors_in, write_tensors
-from nachim.spec import Decoder, MoE, NoPosition, Pattern, Position, UserError, diff
+from nachim.spec import MTP, Decoder, MoE, NoPosition, Pattern, Position, UserError, diff
 from nachim.spec.disk import read_json, write_text
 from nachim.spec.model import Block
 
@@ -65,7 +65,7 @@ class Checkpoint:
     def weights(self) -> dict[str, Tensor]:
         """Every tensor under the names of our decoder, in the precision that it is stored in."""
         found: dict[str, Tensor] = {}
-        for one in self.rules:
+        for one in (one for one in self.rules if not one.copy):
             theirs = tuple(self.source[name] for name in one.theirs)
             if len({tensor.dtype for tensor in theirs}) > 1:
                 raise UserError(f"{self.folder} has tensors of one matrix in several precisions: {one.theirs}")
@@ -75,7 +75,7 @@ class Checkpoint:
 
 def shapes(decoder: Decoder) -> dict[str, Tensor]:
     """The tensors of a decoder without content, on the meta device; a tied table once."""
-    with torch.device("meta"):
+    with torch.device("meta"), NotDrawn():
         return tensors(build(decoder, decoder.d_model))
 
 
@@ -105,12 +105,30 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     family, config, decoder = read_config(values, str(folder / CONFIG))
     source = tensors_in(folder)
     rules = tuple(family.rules_for(decoder, config))
-    wanted = {name: tuple(tensor.shape) for name, tensor in write_each(rules, shapes(decoder)).items()}
     if family.base and not any(name.startswith(family.base) for name in source):
-        source.renamed(lambda name: name if name in wanted else family.base + name)
+        named = {name for one in rules for name in one.theirs}
+        source.renamed(lambda name: name if name in named else family.base + name)
+    if decoder.mtp is not None and not any(name in source for one in rules if further(one) for name in one.theirs):
+        decoder = replace(decoder, mtp=None)  # configs say that there are modules where files leave them out
+        rules = tuple(one for one in rules if not further(one))
+    wanted = {name: tuple(tensor.shape) for name, tensor in write_each(rules, shapes(decoder)).items()}
     table = _same_table(decoder, family, config, source)
     check(source, wanted, str(folder), lambda name: name != table and not family.ignores(name))
+    _same_copies(rules, source)
     return Checkpoint(folder, decoder, family, config, source, rules)
+
+
+def further(one: Rule) -> bool:
+    """Whether a rule is about the modules of multi-token prediction."""
+    return one.copy or one.ours[0].startswith("mtp.")
+
+
+def _same_copies(rules: Sequence[Rule], source: Source) -> None:
+    """Raise UserError where what a module shares with the decoder is stored again, and differs."""
+    held = {one.ours: one.theirs[0] for one in rules if not one.copy and len(one.theirs) == 1}
+    for (name,), (original,) in ((one.theirs, (held[one.ours],)) for one in rules if one.copy):
+        if not torch.equal(source[name], source[original]):
+            raise UserError(f"{name} differs from {original}, which modules for further tokens share with the decoder")
 
 
 def read_config(values: dict[str, Any], where: str = CONFIG) -> tuple[Family, Config, Decoder]:
@@ -131,7 +149,7 @@ def _same_table(decoder: Decoder, family: Family, config: Config, source: Source
     """The name of a head that was written although it is the embedding. Raises UserError when they differ."""
     if not decoder.tied:
         return None
-    names = {one.ours: one.theirs[0] for one in family.rules(decoder, config) if len(one.theirs) == 1}
+    names = {one.ours: one.theirs[0] for one in family.rules(decoder, config) if len(one.theirs) == 1 and not one.copy}
     head, table = names.get(("head.weight",)), names.get(("embedding.weight",))
     if head not in source or table not in source:
         return None
@@ -155,6 +173,8 @@ def config_for(decoder: Decoder, context: int, kept: dict[str, Any] | None = Non
     """
     if kept is not None:
         family, config, then = read_config(kept)
+        if decoder.mtp is None:  # the config may say that there are modules where the files left them out
+            then = replace(then, mtp=None)
         if unrolled(then) == unrolled(decoder):
             return family, kept
         written, ways = _written(family, decoder, context, config.unread)
@@ -191,8 +211,8 @@ def kinds(decoder: Decoder) -> str:
 def unrolled(decoder: Decoder) -> Decoder:
     """The same decoder with every pattern written as the parts of all layers, or as one part where all are equal.
 
-    What matters to the training of experts alone, which no config says of all families, is as in a new import; so is
-    the position of a mixer that asks for none.
+    What matters to training alone, of experts and of modules for further tokens, is as in a new import, for configs do
+    not say it; so is the position of a mixer that asks for none.
     """
 
     def over(parts: Sequence[Any]) -> Any:
@@ -205,6 +225,7 @@ def unrolled(decoder: Decoder) -> Decoder:
         attention=over([block.mixer for block in blocks]),
         ffn=None if decoder.ffn is None else over(ffn),
         position=over([heard(block) for block in blocks]),
+        mtp=None if decoder.mtp is None else MTP(depth=decoder.mtp.depth),
     )
 
 

@@ -24,12 +24,15 @@ from nachim.model.hf.rules import (
     module,
     rule,
 )
-from nachim.spec import MLA, Decoder, MoE, RMSNorm, SwiGLU
+from nachim.spec import MLA, MTP, Decoder, MoE, RMSNorm, SwiGLU
 from nachim.spec.model import Block
 
+LAYER = "model.layers.{}."
 GREEDY, LIMITED = "greedy", "group_limited_greedy"
 INTERLEAVED = "rope_interleave"
 """Whether V3's rotary pairs stand side by side; V2's always do."""
+FURTHER = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Names of the number of modules for further tokens, the first of which is written."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,11 @@ V3 = Version(
 
 
 def to_spec(config: Config, version: Version) -> Decoder:
-    """The decoder of a DeepSeek config, without its modules for further tokens, as transformers' own."""
+    """The decoder of a DeepSeek config, with the modules for further tokens that V3's says there are."""
     config.without_effect("max_position_embeddings", "head_dim", "qk_head_dim", "ep_size", "output_router_logits")
-    config.without_effect("aux_loss_alpha", "seq_aux", "num_nextn_predict_layers", "num_mtp_layers")
+    config.without_effect("aux_loss_alpha", "seq_aux")
+    config.without_effect(*(() if version is V3 else FURTHER))
+    modules = config.get(FURTHER[0], config.get(FURTHER[1], 1)) if version is V3 else 0
     config.only("hidden_act", "silu")
     config.only("attention_bias", False)
     config.only("mlp_bias", False)
@@ -75,6 +80,7 @@ def to_spec(config: Config, version: Version) -> Decoder:
         ffn=over_layers(ffn),
         norm=RMSNorm(eps=config.get("rms_norm_eps", 1e-6)),
         position=read_rope(config, part.rope_dim),
+        mtp=MTP(depth=modules) if modules else None,
     )
 
 
@@ -150,7 +156,7 @@ def to_config(decoder: Decoder, context: int, version: Version) -> dict[str, Any
         "rms_norm_eps": decoder.norm.eps,
         "hidden_act": "silu",
         "attention_bias": False,
-        **({INTERLEAVED: True, "num_nextn_predict_layers": 0} if version is V3 else {"mlp_bias": False}),
+        **({INTERLEAVED: True, FURTHER[0]: decoder.passes - 1} if version is V3 else {"mlp_bias": False}),
         **({} if dense == decoder.n_layers else _written(last.ffn, version)),
     }
 
@@ -181,7 +187,27 @@ def rules(decoder: Decoder, config: Config) -> Iterator[Rule]:
         yield from _expert_rules(block.ffn) if isinstance(block.ffn, MoE) else gated_rules()
 
     yield from outer_rules()
-    yield from layers(decoder, "model.layers.{}.", block_rules)
+    yield from layers(decoder, LAYER, block_rules)
+    last = tuple(block_rules(decoder.blocks[-1]))
+    for number in range(decoder.passes - 1):
+        ours, theirs = f"mtp.{number}.", LAYER.format(decoder.n_layers + number)
+        yield from (one.under(ours, theirs) for one in _module_rules(decoder))
+        yield from (one.under(f"{ours}block.", theirs) for one in last)
+        table = "embedding.weight" if decoder.tied else "head.weight"
+        yield Rule(("embedding.weight",), (f"{theirs}embed_tokens.weight",), copy=True)
+        yield Rule((table,), (f"{theirs}shared_head.head.weight",), copy=True)
+
+
+def _module_rules(decoder: Decoder) -> Iterator[Rule]:
+    """What a module for further tokens has beside its block; theirs joins the token before the stream."""
+    yield from module("stream_norm", "hnorm")
+    yield from module("token_norm", "enorm")
+    yield from module("norm", "shared_head.norm")
+
+    def swapped(matrix: Tensor) -> Tensor:
+        return matrix.roll(decoder.d_model, 1)
+
+    yield from module("join", "eh_proj", each(swapped, swapped))
 
 
 def _latent_rules(part: MLA, paired: bool) -> Iterator[Rule]:

@@ -117,11 +117,13 @@ def interleaved(rows: Sequence[int], d_head: int) -> Transform:
 
 @dataclass(frozen=True)
 class Rule:
-    """The tensors `ours` (names in our decoder) hold what `theirs` (names in their checkpoint) hold."""
+    """The tensors `ours` (names in our decoder) hold what `theirs` (names in their checkpoint) hold; a `copy` of what
+    another rule's hold already."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     transform: Transform = KEEP
+    copy: bool = False
 
     def under(self, ours: str, theirs: str) -> Rule:
         """The rule with prefixes before all names."""
