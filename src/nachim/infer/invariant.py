@@ -22,6 +22,8 @@ TILE = 16
 """Rows of a product that is not steady by itself."""
 TRIED = (1, 2, 3, 8, 15, 16, 17, 33, 64)
 """Numbers of rows that must agree bit for bit before packed products count as steady; one may be another kernel."""
+DRAWN = 257
+"""Rows of a weight that are drawn to try products on; those after them are the same ones again."""
 VALUES, PIECE = 32, 1 << 15
 """Values an elementwise kernel takes at once, and how many one thread takes alone."""
 CURVED = (
@@ -65,7 +67,9 @@ def steady(shape: tuple[int, int], dtype: torch.dtype, threads: int) -> int:
     `threads` share the work, and may share it in another way.
     """
     generator = torch.Generator().manual_seed(0)
-    packed = torch.ops.mkldnn._reorder_linear_weight(torch.randn(shape, generator=generator).to(dtype))
+    # Rows of a weight may be alike, its columns not: sums over them are what is compared. To draw all takes longer.
+    few = torch.randn(min(shape[0], DRAWN), shape[1], generator=generator).to(dtype)
+    packed = torch.ops.mkldnn._reorder_linear_weight(few[torch.arange(shape[0]) % DRAWN])
     x_RD = torch.randn(max(TRIED), shape[1], generator=generator).to(dtype)
     whole = _multiply(x_RD, packed, None)
     same = {n: torch.equal(_multiply(x_RD[-n:], packed, None), whole[-n:]) for n in TRIED}

@@ -23,8 +23,11 @@ class Served:
     def __init__(self, folder: Path, engine: Engine, name: str | None = None, template: Path | None = None) -> None:
         self.name, self.engine, self.created = name or folder.resolve().name, engine, int(time.time())
         files = files_of(folder)
-        self._tokens = (files / TOKENIZER).read_text(encoding="utf-8")
-        self.tokenizer: Tokenizer = Tokenizer.from_str(self._tokens)
+        self._file = files / TOKENIZER
+        own = engine.tokenizer
+        # A large one takes long to read. An engine whose own takes names of special tokens for text is of no use here.
+        read = own is None or own.encode_special_tokens
+        self.tokenizer: Tokenizer = Tokenizer.from_file(str(self._file)) if read else own
         self.template = chat_template(folder, template)
         added = self.tokenizer.get_added_tokens_decoder().items()
         self.special = {token.content: number for number, token in added if token.special}
@@ -51,7 +54,7 @@ class Served:
         """A constraint for one request. Takes long the first time: not to be called from the event loop."""
         with self._lock:
             if self._vocabulary is None:
-                self._vocabulary = Vocabulary(self._tokens, self.width, self.ends)
+                self._vocabulary = Vocabulary(self._file, self.width, self.ends)
         return self._vocabulary.start(grammar)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from tokenizers import Tokenizer
@@ -20,8 +19,7 @@ class TokenBytes:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        decoder = json.dumps(json.loads(tokenizer.to_str())["decoder"] or {})
-        self._byte_of = _byte_of() if '"ByteLevel"' in decoder else {}
+        self._byte_of = _byte_of() if "ByteLevel" in repr(tokenizer.decoder) else {}
         self._added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
 
     def __call__(self, token: int) -> bytes:
