@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ def quantised(
     ids_NT: npt.NDArray[np.int64],
     progress: Progress | None = None,
 ) -> dict[str, list[Coded]]:
-    """The matrices `names` ("blocks.0.ffn.down") in few bits, for text like the sequences [N, T]; a stack has several.
+    """The weights `names` ("blocks.0.ffn.down.weight") in few bits, for text like the sequences [N, T]; a stack has several.
 
     The model becomes the quantised one: its matrices are the decoded values, and AWQ's factors stand in its gains and
     rows, so that every other weight must be kept with the codes. What no sequence reached is rounded to nearest.
@@ -41,16 +42,15 @@ def quantised(
     by: CodedBy = by_awq if method == "awq" else by_gptq
 
     def change(layer: int, block: nn.Module, sight: Sight) -> None:
-        prefix = f"blocks.{layer}."
-        wanted = {name: seen for name, seen in sight.items() if prefix + name in names}
+        wanted = {name: seen for name, seen in sight.items() if f"blocks.{layer}.{name}.weight" in names}
         for name, each in by(block, wanted, scheme).items():
-            coded[prefix + name] = each
+            coded[f"blocks.{layer}.{name}.weight"] = each
             _put(block.get_submodule(name), each)
 
     calibrate(model, ids_NT, change, progress)
     for name in names:
         if name not in coded:
-            module = model.get_submodule(name)
+            module = model.get_submodule(name.removesuffix(".weight"))
             coded[name] = [nearest(weight_OI, scheme) for weight_OI in _each(module)]
             _put(module, coded[name])
     return {name: coded[name] for name in names}
@@ -74,12 +74,21 @@ def by_awq(block: nn.Module, sight: Sight, scheme: Scheme) -> dict[str, list[Cod
         scaled(joint, scheme)
         folded |= {id(seen) for _, seen in joint.readers}
     return {
-        name: [
+        name: _alike(
             clipped(weight_OI, one, scheme) if id(one) in folded else divided(weight_OI, one, scheme)
             for weight_OI, one in zip(_each(block.get_submodule(name)), seen, strict=True)
-        ]
+        )
         for name, seen in sight.items()
     }
+
+
+def _alike(coded: Iterable[Coded]) -> list[Coded]:
+    """The matrices of a stack, all with divisors where one has them: they are kept as one."""
+    found = list(coded)
+    if all(one.divisor_I is None for one in found):
+        return found
+    ones = torch.ones(found[0].codes_OI.shape[1], device=found[0].codes_OI.device)
+    return [one if one.divisor_I is not None else replace(one, divisor_I=ones) for one in found]
 
 
 def _each(module: nn.Module) -> list[Tensor]:
