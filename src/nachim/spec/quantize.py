@@ -30,12 +30,12 @@ class Scheme(Part, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Int8(Scheme):
-    """Whole numbers from -127 to 127 times one fp32 scale a row, the largest magnitude of the row over 127."""
+    """Whole numbers from -127 to 127 times one bf16 scale a row, the largest magnitude of the row over 127."""
 
     bits: ClassVar[int] = 8
 
     def scale_bytes(self, outputs: int, groups: int) -> int:
-        return 4 * outputs
+        return 2 * outputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,8 +60,8 @@ class Double(NamedTuple):
 class Grid:
     """The values that the weights of one matrix [O, I] may have.
 
-    `scale_OG` and `zero_OG` are fp32 and already what is stored (bf16 of Int4, whole numbers), so that what is decoded
-    now is what will be decoded from the file. A weight is (code - zero) * scale; of NF4 it is level[code] * scale.
+    `scale_OG` and `zero_OG` are fp32 and hold what is stored (numbers of bf16 of Int8 and Int4, whole zeros): what
+    is decoded now is what will be decoded from the file. A weight is (code - zero) * scale, of NF4 level[code] * scale.
     """
 
     scheme: Scheme
@@ -91,19 +91,27 @@ class Grid:
 
     def decode(self, codes_OI: Tensor, first: int = 0) -> Tensor:
         """Values [O, C], fp32, of the codes of C columns from column `first` on."""
-        scale = self._each(self.scale_OG, first, codes_OI)
-        if isinstance(self.scheme, NF4):
-            return torch.tensor(LEVELS, device=scale.device)[codes_OI.long()] * scale
-        return (codes_OI.float() - self._zero(first, codes_OI)) * scale
+        codes_OI = _leveled(codes_OI) if isinstance(self.scheme, NF4) else codes_OI.float()
+        if codes_OI.shape[1] < self.inputs:
+            return (codes_OI - self._zero(first, codes_OI)) * self._each(self.scale_OG, first, codes_OI)
+        codes_OGW = codes_OI.unflatten(1, (self.scale_OG.shape[1], -1))  # the whole matrix: nothing is made of its size
+        if self.zero_OG is not None:
+            codes_OGW -= self.zero_OG[..., None]
+        elif middle := self._middle:
+            codes_OGW -= middle
+        return codes_OGW.mul_(self.scale_OG[..., None]).flatten(1)
 
     def nearest(self, weight_OI: Tensor, first: int = 0) -> Tensor:
         """The nearest values of C columns from column `first` on, [O, C] fp32."""
         return self.decode(self.round(weight_OI, first), first)
 
-    def _zero(self, first: int, like_OI: Tensor) -> Tensor | float:
-        if self.zero_OG is not None:
-            return self._each(self.zero_OG, first, like_OI)
+    @property
+    def _middle(self) -> float:
+        """The zero of every group where none is kept."""
         return float(MIDDLE) if isinstance(self.scheme, Int4) else 0.0
+
+    def _zero(self, first: int, like_OI: Tensor) -> Tensor | float:
+        return self._middle if self.zero_OG is None else self._each(self.zero_OG, first, like_OI)
 
     def _each(self, shared_OG: Tensor, first: int, like_OI: Tensor) -> Tensor:
         """What groups share, for each of the columns from `first` on: [O, C], or [O, 1] where all are of one group."""
@@ -114,6 +122,12 @@ class Grid:
             return shared_OG[:, first // width, None]
         groups = torch.arange(first, last + 1, device=shared_OG.device) // width
         return shared_OG[:, groups]
+
+
+def _leveled(codes_OI: Tensor) -> Tensor:
+    """The levels of NF4 that codes stand for."""
+    table = torch.tensor(LEVELS, device=codes_OI.device)
+    return table.index_select(0, codes_OI.flatten().int()).view(codes_OI.shape)
 
 
 def fit(weight_OI: Tensor, scheme: Scheme, reach_OG: Tensor | float = 1.0) -> Grid:
@@ -128,7 +142,7 @@ def fit(weight_OI: Tensor, scheme: Scheme, reach_OG: Tensor | float = 1.0) -> Gr
     weight_OGW = weight_OI.detach().float().view(outputs, -1, scheme.width(inputs))
     grid = Grid(scheme, weight_OGW.abs().amax(-1) * reach_OG, inputs=inputs)
     if isinstance(scheme, Int8):
-        return replace(grid, scale_OG=grid.scale_OG / TOP8)
+        return replace(grid, scale_OG=_stored(grid.scale_OG / TOP8))
     if isinstance(scheme, NF4):
         return doubled(grid) if scheme.double else grid
     if scheme.symmetric:
