@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -142,9 +144,16 @@ class Train(Part):
         return max(self.token_at(step + 1) - self.token_at(step) for step in range(self.steps))
 
     @functools.cached_property
-    def _begins(self) -> list[int]:
-        begins = [0]
-        while begins[-1] < self.tokens:
-            taken = self.growth.batch_tokens(begins[-1], self.batch_tokens) if self.growth else self.batch_tokens
-            begins.append(min(self.tokens, begins[-1] + taken))
-        return begins
+    def _begins(self) -> Sequence[int]:
+        assert self.growth is not None
+        course = _course(self.growth, self.batch_tokens, 1 << self.tokens.bit_length())
+        return (*course[: bisect.bisect_left(course, self.tokens)], self.tokens)
+
+
+@functools.lru_cache(maxsize=64)
+def _course(growth: Growth, first: int, end: int) -> tuple[int, ...]:
+    """Tokens before each step of the runs that begin with `first` tokens, up to `end`: a ladder's share them."""
+    begins = [0]
+    while begins[-1] < end:
+        begins.append(begins[-1] + growth.batch_tokens(begins[-1], first))
+    return tuple(begins)
