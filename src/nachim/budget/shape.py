@@ -7,7 +7,7 @@ import math
 
 from nachim.spec import Attention, Decoder, SwiGLU, UserError
 
-WIDTHS = (*range(32, 64, 8), *range(64, 512, 16), *range(512, 8193, 64))
+WIDTHS = (*range(32, 128, 8), *range(128, 512, 16), *range(512, 8193, 64))
 
 
 def shape(d_model: int, vocab_size: int) -> Decoder:

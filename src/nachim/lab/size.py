@@ -28,8 +28,8 @@ times that budget takes. Wide shapes fall so steeply in shorter ones that a law 
 FAMILY = 2.0
 """Our family's optimum M over DeepSeek's prior, at 1e11 to 1e12 FLOP on the embedded corpus."""
 STRETCH, MOST = 1.5, 0.8
-"""A plan may take so many times the time given, where none is shorter; and must take such a share of it to go without
-early runs."""
+"""A plan may take so many times the time given, where none is shorter; and one without early runs is taken if it is
+such a share of one with them."""
 SMALLEST_TOP, FINE = 1e10, 1.03
 RUN_SECONDS = 0.5
 """Fixed cost of a run beside its steps: building, checkpoints, results."""
@@ -167,20 +167,22 @@ def chain_seconds(chain: Chain, pace: Throughput) -> float:
 
 
 def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design: Design) -> Plan:
-    """The largest plan that takes `seconds`: of trunks without early runs, where such a plan uses most of them.
+    """The largest plan that takes `seconds`: of trunks without early runs, where such a plan is nearly as large as one
+    whose runs are only none shorter than the smallest shape's at the lowest budget.
 
     The smallest useful plan is taken where it is at most `STRETCH` times as long: on a busy machine a ladder too small
     to fit a law would be no better. Raises UserError when it is longer still, saying how long.
     """
+    members = family(recipe.data.tokenizer.vocab_size, recipe.data.seq_len)
+    most = unique_tokens * members[-1][0] / REACH
 
-    def lay(top: float, early: float) -> Plan | None:
-        return _try(recipe, top, unique_tokens, pace, design, early * top / family_opt(top))
+    def largest(least: Callable[[float], float]) -> tuple[Plan | None, Plan | None]:
+        return _largest(lambda top: _try(recipe, top, unique_tokens, pace, design, least(top)), seconds, most)
 
-    most = unique_tokens * family(recipe.data.tokenizer.vocab_size, recipe.data.seq_len)[-1][0] / REACH
-    late = _largest(lambda top: lay(top, EARLY), seconds, most)[0] if design == "trunks" else None
-    if late is not None and total(late) >= MOST * seconds:
+    late = largest(lambda top: EARLY * top / family_opt(top))[0] if design == "trunks" else None
+    best, least = largest(lambda top: 0.99 * top / SPAN / members[0][0] if design == "trunks" else 0.0)
+    if late is not None and (best is None or total(late) >= MOST * total(best)):
         return late
-    best, least = _largest(lambda top: lay(top, 0.0), seconds, most)
     if best is None and least is not None and total(least) <= STRETCH * seconds:
         return least
     if best is None:
