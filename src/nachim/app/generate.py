@@ -55,6 +55,7 @@ def generate(
     how: Annotated[How, tyro.conf.arg(name="")] = How(),
     draft: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    cache: Literal["int8", "int4"] | None = None,
     context: int | None = None,
     json: bool = False,
 ) -> int:
@@ -72,6 +73,7 @@ def generate(
         how: How tokens are chosen.
         draft: Guess tokens for the model to check, several a pass: ngram, mtp, or the folder of a smaller model.
         dtype: Precision of the weights.
+        cache: Bits of the keys and values that are kept; by default as they were computed.
         context: Tokens of a sequence at most; by default those of the training.
         json: Print one JSON object.
     """
@@ -80,7 +82,7 @@ def generate(
 
     sampling = Sampling(**dataclasses.asdict(how))
     prompts = [*prompt, *(_ids(text) for text in tokens)] or [sys.stdin.read()]
-    engine = Engine(folder, dtype, context=context, draft=draft)
+    engine = Engine(folder, dtype, cache=cache, context=context, draft=draft)
     begin = time.perf_counter()
     if len(prompts) == 1 and how.n == 1 and not json and engine.tokenizer is not None:
         count = _stream(engine, prompts[0], sampling)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -25,6 +25,7 @@ def serve(
     name: str | None = None,
     dtype: str = "float32",
     chat_template: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    cache: Literal["int8", "int4"] | None = None,
     cache_tokens: int = 32_768,
     draft: str | None = None,
     samples: int = 256,
@@ -48,6 +49,7 @@ def serve(
         name: What the model is called; by default the folder's name.
         dtype: The precision of the weights, such as bfloat16.
         chat_template: A Jinja file that takes the place of the model's chat template.
+        cache: Bits of the keys and values that are kept; by default as they were computed.
         cache_tokens: Tokens of all requests together that the cache has room for.
         draft: What guesses tokens for the model to check: ngram, mtp, or the folder of a smaller model.
         samples: Samples that may be queued or running at once; requests beyond get 429.
@@ -68,7 +70,7 @@ def serve(
     listening, key = bound(host, port), api_key or os.environ.get(KEY)
     if key is None and host not in OWN:
         print(f"nachim: everybody who reaches {host} can use this server: give it an --api-key", file=sys.stderr)
-    engine = Engine(run, dtype=dtype, cache_tokens=cache_tokens, draft=draft)
+    engine = Engine(run, dtype=dtype, cache=cache, cache_tokens=cache_tokens, draft=draft)
     served = Served(run, engine, name, chat_template)
     app = Api(served, Limits(body_bytes, samples, stall_seconds)).app(key)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"

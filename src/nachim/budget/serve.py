@@ -15,6 +15,7 @@ from typing import Any, Literal
 from nachim.budget.collective import Group, all_reduce
 from nachim.budget.speculate import MOST_DRAFTED, Speculation, tokens_per_pass
 from nachim.spec import Decoder, Device, Part, UserError
+from nachim.spec.cached import Cached
 from nachim.spec.error import nearest
 
 SPARE = 0.1
@@ -33,13 +34,15 @@ class Format:
     bits: int
     bytes: float
     compute: Literal["bf16", "fp8", "int8"]
+    cached: Cached | None = None
+    """What the engine's own cache of this name is, with its steps; `bytes` is a token's value in any other cache."""
 
 
 FORMATS = {
     "bf16": Format(16, 2.0, "bf16"),
     "fp8": Format(8, 1.0, "fp8"),
-    "int8": Format(8, 1.0, "int8"),
-    "int4": Format(4, 0.5 + 2 / 128, "bf16"),
+    "int8": Format(8, 1.0, "int8", "int8"),
+    "int4": Format(4, 0.5 + 2 / 128, "bf16", "int4"),
 }
 """int4 has a bf16 scale for every 128 weights and is multiplied in bf16, as GPTQ's kernels do (arXiv 2210.17323)."""
 
@@ -143,10 +146,9 @@ class Replica:
 
     def cache_bytes(self, tokens: float) -> float:
         """Bytes on a device of one sequence of `tokens`."""
+        value_bytes = 2.0 if self.cache.cached else self.cache.bytes
         return sum(
-            times
-            * block.mixer.cache_bytes(block.share * tokens, self.cache.bytes)
-            / min(self.tp, block.mixer.cache_pieces)
+            times * block.cache_bytes(tokens, value_bytes, self.cache.cached) / min(self.tp, block.mixer.cache_pieces)
             for block, times in self.model.kinds.items()
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from nachim.infer.sequence import Sequence
 from nachim.infer.shelf import NARROW, PLACES, Coded, NarrowChannels, NarrowTokens, Plain, Shape, Shelf
 from nachim.model.depths import ROWS, Rows
 from nachim.spec import MLA, Attention, Decoder, UserError
+from nachim.spec.cached import BLOCK, Cached
 from nachim.spec.model import Block
 
 States = list[dict[str, Any]]
-Cached = Literal["int8", "int4"]
 FOUR_BITS = {"key": NarrowChannels, "value": NarrowTokens, "latent": NarrowChannels}
 """How values of each name are made four bits."""
 
@@ -61,7 +61,7 @@ class Store:
         dtype: torch.dtype,
         device: torch.device,
         cache: Cached | None = None,
-        block: int = 64,
+        block: int = BLOCK,
     ) -> None:
         if cache not in (None, *get_args(Cached)):
             raise UserError(f"cache is {cache!r}; it must be 'int8' or 'int4', or None to keep what is computed")

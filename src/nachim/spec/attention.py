@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from nachim.spec.cached import Paged
 from nachim.spec.cost import Matrix, Mixer, Saved
 from nachim.spec.part import later
 
@@ -99,6 +100,13 @@ class Attention(Mixer):
     def cache_values(self, seq_len: float) -> float:
         """Keys and values that the window still admits; for the next key also the last token's own projection."""
         return self.n_kv_heads * self.d_head * (2 * self.keys(seq_len) + self.previous_key)
+
+    @property
+    def paged(self) -> tuple[Paged, ...]:
+        return tuple(Paged(self.n_kv_heads, self.d_head, channels) for channels in (True, False))
+
+    def paged_tokens(self, seq_len: float) -> float:
+        return self.keys(seq_len)
 
     @property
     def cache_pieces(self) -> int:
@@ -198,6 +206,10 @@ class MLA(Mixer):
 
     def cache_values(self, seq_len: float) -> float:
         return (self.rank + self.rope_dim) * seq_len
+
+    @property
+    def paged(self) -> tuple[Paged, ...]:
+        return (Paged(1, self.rank + self.rope_dim, channels=True),)
 
     @property
     def turned(self) -> int:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
+from nachim.spec.cached import Cached, Paged
 from nachim.spec.part import Part
 
 WIDE_BYTES = 4
@@ -143,10 +144,27 @@ class Mixer(Layer):
         """Training FLOP/token (three passes), the whole context included (arXiv 2401.02954, eq. 2)."""
         return 6 * self.matmul_params(d_model) + round(3 * self.mixing_flops(seq_len))
 
-    def cache_bytes(self, seq_len: float, value_bytes: float = 2) -> float:
-        """Bytes kept for one sequence of `seq_len` tokens by a model whose values take `value_bytes`."""
-        wide = self.wide_values(seq_len)
-        return (self.cache_values(seq_len) - wide) * value_bytes + wide * max(WIDE_BYTES, value_bytes)
+    @property
+    def paged(self) -> tuple[Paged, ...]:
+        """What every token adds to the cache, by kind: what a cache may round. The rest of it are states."""
+        return ()
+
+    def paged_tokens(self, seq_len: float) -> float:
+        """Of how many tokens that is kept."""
+        return seq_len
+
+    def cache_bytes(self, seq_len: float, value_bytes: float = 2, cache: Cached | None = None) -> float:
+        """Bytes kept for one sequence of `seq_len` tokens by a model whose values take `value_bytes`.
+
+        With `cache`, what tokens add is rounded as the engine does it.
+        """
+        wide, values = self.wide_values(seq_len), self.cache_values(seq_len)
+        rounded = 0.0
+        if cache is not None:
+            kept = self.paged_tokens(seq_len)
+            values -= kept * sum(kind.heads * kind.width for kind in self.paged)
+            rounded = sum(kind.bytes(seq_len, getattr(self, "window", None), cache) for kind in self.paged)
+        return (values - wide) * value_bytes + wide * max(WIDE_BYTES, value_bytes) + rounded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nachim.spec.attention import Attention
+from nachim.spec.cached import Cached
 from nachim.spec.cost import FFN, Layer, Mixer
 from nachim.spec.ffn import SwiGLU
 from nachim.spec.mtp import MTP
@@ -34,6 +35,10 @@ class Block:
     def layers(self) -> tuple[Layer, ...]:
         """Its parts."""
         return (self.mixer,) if self.ffn is None else (self.mixer, self.ffn)
+
+    def cache_bytes(self, seq_len: float, value_bytes: float = 2, cache: Cached | None = None) -> float:
+        """Bytes kept for one sequence; what only some tokens go through is not rounded."""
+        return self.mixer.cache_bytes(self.share * seq_len, value_bytes, cache if self.share == 1 else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,13 +240,12 @@ class Decoder(Part):
         """Training FLOP/token of the output head alone."""
         return 3 * self.logit_flops * self.passes
 
-    def cache_bytes(self, seq_len: int, value_bytes: float = 2) -> int:
+    def cache_bytes(self, seq_len: int, value_bytes: float = 2, cache: Cached | None = None) -> int:
         """Bytes kept for one sequence of `seq_len` tokens, over all layers: keys and values, latents, states.
 
-        Values take `value_bytes`, but for the states that stay in fp32 at least.
+        Values take `value_bytes`, but for the states that stay in fp32 at least, and for what `cache` rounds.
         """
-        kinds = self.kinds.items()
-        return round(sum(times * block.mixer.cache_bytes(block.share * seq_len, value_bytes) for block, times in kinds))
+        return round(sum(times * block.cache_bytes(seq_len, value_bytes, cache) for block, times in self.kinds.items()))
 
 
 def plain(*, d_model: int, n_layers: int, d_head: int, vocab_size: int) -> Decoder:
