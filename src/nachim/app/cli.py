@@ -33,8 +33,11 @@ VERBS = {
     "import": "nachim.app.import_:import_",
     "export": "nachim.app.export:export",
     "convert": "nachim.app.convert:convert",
+    "quantize": "nachim.app.quantize:quantize",
     "fisher": "nachim.app.fisher:fisher",
     "data": "nachim.app.data:data",
+    "collapse": "nachim.app.collapse:collapse",
+    "mix": "nachim.app.mix:mix",
     "report": "nachim.app.report:report",
     "generate": "nachim.app.generate:generate",
 }

@@ -12,8 +12,10 @@ import tyro
 from rich.console import Console
 
 from nachim.app.data_build import Build
+from nachim.app.data_memory import Exposed, Membership
 from nachim.app.data_quality import Mask, NGramModel, Resampled, Score, TrainClassifier
 from nachim.app.data_tokenizer import TokenizerReport
+from nachim.app.synth import Synth
 from nachim.app.view import TerminalView
 from nachim.data.contamination import Unit, contamination
 from nachim.data.distinct import Keep, distinct_records
@@ -107,11 +109,14 @@ def data(
         Annotated[Dedup, tyro.conf.subcommand("dedup", prefix_name=False)]
         | Annotated[Build, tyro.conf.subcommand("build", prefix_name=False)]
         | Annotated[Contamination, tyro.conf.subcommand("contamination", prefix_name=False)]
+        | Annotated[Membership, tyro.conf.subcommand("membership", prefix_name=False)]
+        | Annotated[Exposed, tyro.conf.subcommand("exposure", prefix_name=False)]
         | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
         | Annotated[NGramModel, tyro.conf.subcommand("ngram", prefix_name=False)]
         | Annotated[TrainClassifier, tyro.conf.subcommand("classifier", prefix_name=False)]
         | Annotated[Resampled, tyro.conf.subcommand("resample", prefix_name=False)]
         | Annotated[Mask, tyro.conf.subcommand("mask", prefix_name=False)]
+        | Annotated[Synth, tyro.conf.subcommand("synth", prefix_name=False)]
         | Annotated[TokenizerReport, tyro.conf.subcommand("tokenizer", prefix_name=False)],
         tyro.conf.arg(name=""),
     ],
