@@ -89,8 +89,9 @@ class MixtureFit:
         return {name: float(self.runs.scales[name].max()) for name in self.scales}
 
     def coefficients(self) -> dict[str, dict[str, tuple[float, float, float]]]:
-        """Of each text, with 90 % intervals: its floor `c`, the height `k` at the largest scale and slopes `t/CORPUS`,
-        which add up to 0; `alone/CORPUS`, its loss after that corpus alone, at that scale; `gamma/SCALE`."""
+        """Of each text, with 90 % intervals, at the largest scale: its floor `c`, the height `k` and slopes `t/CORPUS`,
+        which add up to 0; `alone/CORPUS`, its loss after that corpus alone; and the powers of scale, `SCALE/c` and
+        `SCALE/CORPUS`."""
         found = {}
         for text, point, refits, unit in zip(self.runs.texts, self.points, self.refits, self.units, strict=True):
             value, drawn = self._named(point[None], unit), self._named(refits, unit)
@@ -98,16 +99,20 @@ class MixtureFit:
         return found
 
     def _named(self, z: Array, unit: float) -> dict[str, Array]:
-        floor, b, gamma = np.exp(z[:, 0]), z[:, 1 : 1 + self.law.corpora], z[:, 1 + self.law.corpora :]
-        b = b - (gamma @ self._logs(self.largest))[:, None]
+        logs, names = self.law.at(z, self._logs(self.largest)), self.runs.corpora
+        floor, b = np.exp(logs[:, 0]), logs[:, 1:]
         height = b.mean(axis=1)
-        names = self.runs.corpora
+        powers = z.reshape(len(z), 1 + len(self.scales), -1)[:, 1:]
         return {
             "c": unit * floor,
             "k": unit * np.exp(height),
             **{f"t/{name}": b[:, place] - height for place, name in enumerate(names)},
             **{f"alone/{name}": unit * (floor + np.exp(b[:, place])) for place, name in enumerate(names)},
-            **{f"gamma/{name}": gamma[:, place] for place, name in enumerate(self.scales)},
+            **{
+                f"{scale}/{name}": powers[:, row, place]
+                for row, scale in enumerate(self.scales)
+                for place, name in enumerate(("c", *names))
+            },
         }
 
     def losses(self, shares: Array, scale: Mapping[str, float] | None = None) -> Array:
@@ -117,10 +122,9 @@ class MixtureFit:
         return self._losses(points, shares, scale)
 
     def _losses(self, points: Array, shares: Array, scale: Mapping[str, float] | None) -> Array:
-        corpora, logs = self.law.corpora, self._logs(scale or self.largest)
-        slopes, gamma = points[..., 1 : 1 + corpora], points[..., 1 + corpora :]
-        excess = (slopes * shares).sum(axis=-1) - gamma @ logs
-        return self.units.reshape(-1, *[1] * (excess.ndim - 1)) * (np.exp(points[..., 0]) + np.exp(excess))
+        logs = self.law.at(points, self._logs(scale or self.largest))
+        each = np.exp(logs[..., 0]) + np.exp((logs[..., 1:] * shares).sum(axis=-1))
+        return self.units.reshape(-1, *[1] * (each.ndim - 1)) * each
 
     def _logs(self, scale: Mapping[str, float]) -> Array:
         if missing := [name for name in self.scales if name not in scale]:
@@ -191,8 +195,8 @@ class MixtureFit:
     ) -> Array:
         """The shares in `box` at which the laws of `points` (texts, size) sum to the least: convex, so where a search
         ends."""
-        slopes = points[:, 1 : 1 + self.law.corpora]
-        floor = self.units * np.exp(points[:, 0])
+        logs = self.law.at(points, self._logs(scale or self.largest))
+        floor, slopes = self.units * np.exp(logs[:, 0]), logs[:, 1:]
 
         def loss(shares: Array) -> tuple[float, Array]:
             each = self._losses(points, shares, scale)
@@ -205,24 +209,34 @@ class MixtureFit:
         return shares / shares.sum()
 
     def worth(
-        self, base: Array, better: Array, target: Array, scale: Mapping[str, float] | None = None
+        self,
+        base: Array,
+        better: Array,
+        target: Array,
+        scale: Mapping[str, float] | None = None,
+        ratio: float | None = None,
     ) -> tuple[float, float, float] | None:
         """How many times more tokens a run at the shares `base` needs for the loss of one at `better`, with the 90 %
-        interval of refits; infinite where no number would do. None where the runs all have one number of tokens."""
+        interval of refits; infinite where no number would do. None where the runs all have one number of tokens.
+
+        With a `ratio`, that of their losses as they were measured, the law only says what a change of loss is worth.
+        """
         if "tokens" not in self.scales:
             return None
         points = np.concatenate([self.points[:, None], self.refits], axis=1)
-        wanted = target @ self._losses(points, better, scale)
-        place = 1 + self.law.corpora + list(self.scales).index("tokens")
+        start = target @ self._losses(points, base, scale)
+        wanted = target @ self._losses(points, better, scale) if ratio is None else ratio * start
+        rows = points.reshape(*points.shape[:2], 1 + len(self.scales), -1)
+        powers = rows[..., 1 + list(self.scales).index("tokens"), :]
         low, high = np.full(len(wanted), -MOST_WORTH), np.full(len(wanted), MOST_WORTH)
         for _ in range(60):
             middle = (low + high) / 2
             longer = points.copy()
-            longer[..., 1 : 1 + self.law.corpora] -= (points[..., place] * middle)[..., None]
+            longer[..., : 1 + self.law.corpora] -= powers * middle[:, None]
             short = target @ self._losses(longer, base, scale) > wanted
             low, high = np.where(short, middle, low), np.where(short, high, middle)
         times = np.where(low > MOST_WORTH - 1e-6, np.inf, np.exp((low + high) / 2))
-        ends = np.quantile(times[1:], [(1 - 0.9) / 2, (1 + 0.9) / 2], method="nearest")
+        ends = np.quantile(times[1:], [0.05, 0.95], method="nearest")
         return float(times[0]), float(ends[0]), float(ends[1])
 
     def doubts(self, best: Best | None = None) -> list[str]:
@@ -282,8 +296,9 @@ def _fit_text(law: Mixing, sample: Sample, mixture: Array, signs: Array) -> tupl
 
 def _fixes(inputs: Sequence[Array], use: Array, corpora: int) -> bool:
     """Whether the mixtures of the rows `use` suffice for a law: one more than there are corpora, not all on a line."""
-    columns = np.stack(inputs, axis=1)[use]
-    mixtures = len(np.unique(np.round(columns[:, :corpora], 4), axis=0))
+    shares, logs = np.stack(inputs[:corpora], axis=1)[use], [one[use, None] for one in inputs[corpora:]]
+    columns = np.concatenate([shares, *(shares * log for log in logs)], axis=1)
+    mixtures = len(np.unique(np.round(shares, 4), axis=0))
     return mixtures > corpora and np.linalg.matrix_rank(columns, tol=1e-3) == columns.shape[1]
 
 
