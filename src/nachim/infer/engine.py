@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -17,13 +18,15 @@ from nachim.infer.pages import GONE
 from nachim.infer.prefix import hashes
 from nachim.infer.request import SEEDS, Chunk, Completion, Constraint, Request, Sampling
 from nachim.infer.runner import Runner, Work
+from nachim.infer.sample import likeliest_of
 from nachim.infer.schedule import Scheduler
 from nachim.infer.sequence import Sequence as Seq
 from nachim.infer.served import Sample, Served
 from nachim.infer.speculate import Drafter, accepted, drafter_of
-from nachim.infer.store import Cached, Store
+from nachim.infer.store import Store
 from nachim.infer.text import Text
 from nachim.spec import UserError
+from nachim.spec.cached import BLOCK, Cached
 
 PAGE = 8
 """Tokens of a page: half of one is what a sequence wastes on average."""
@@ -50,7 +53,7 @@ class Engine:
         device: str = "cpu",
         cache: Cached | None = None,
         cache_tokens: int = 32_768,
-        block: int = 64,
+        block: int = BLOCK,
         budget: int = 512,
         most: int = 256,
         context: int | None = None,
@@ -69,8 +72,14 @@ class Engine:
         loaded = folder if isinstance(folder, Loaded) else opened(folder, dtype)
         self.loaded, self.model = loaded, loaded.model.to(device)
         self.tokenizer = loaded.tokenizer
-        table = loaded.context if context is None else context
-        self.limit = min(cache_tokens, cache_tokens if table is None else table)
+        fixed = self.model.spec.cached_context
+        if context is not None and fixed is not None and context > fixed:
+            raise UserError(
+                f"context is {context}; beyond {fixed} tokens this model's rotary frequencies follow the length, and "
+                f"keys in a cache would stay as they were turned: give at most {fixed}"
+            )
+        ends = (cache_tokens, loaded.context if context is None else context, fixed)
+        self.limit = min(end for end in ends if end is not None)
         weight = self.model.embedding.weight
         self.store = Store(self.model.spec, cache_tokens, PAGE, weight.dtype, weight.device, cache, block)
         self.runner = Runner(self.model, self.store, invariant)
@@ -178,10 +187,11 @@ class Engine:
             served.score_prompt(self.runner.logits(x_1TD), begin)
         if end < sequence.n_prompt or not fresh:
             return []
-        logits_V = self.runner.logits(x_1TD[:, -1:])[0]
+        logits_1V = self.runner.logits(x_1TD[:, -1:])
+        best = likeliest_of(logits_1V)[0]
         samples = [sequence.extra, *(self._fork(sequence, number) for number in range(1, sequence.width))]
         for sample in samples:
-            _next(sample, logits_V)
+            _next(sample, logits_1V[0], best)
         return samples
 
     def _fork(self, sequence: Seq, number: int) -> Sample:
@@ -199,23 +209,28 @@ class Engine:
     def _rows(self, works: list[Work]) -> list[Sample]:
         """Read generated tokens and drafts; the samples that got tokens by it."""
         x_R1D, after = self.runner.rows(works)
-        streams = x_R1D.split([work.end - work.begin for work in works])
-        asked = [max(0, len(work.sequence.tokens) - 1 - work.begin) for work in works]
-        wanted = [stream[first:] for stream, first in zip(streams, asked, strict=True)]
-        wanted_R1D = torch.cat(wanted)  # none where all read again what they had
-        logits_RV = self.runner.logits(wanted_R1D) if len(wanted_R1D) else wanted_R1D[:, 0]
-        logits = logits_RV.split([len(part) for part in wanted])
-        moved = []
-        for work, states, logits_RV, stream in zip(works, after, logits, streams, strict=True):
-            sequence, before = work.sequence, len(work.sequence.tokens)
-            if len(logits_RV):
-                self._take(sequence.extra, logits_RV)
+        # tokens that stood before a pre-emption are known: nobody asks what follows them
+        known = [max(0, len(work.sequence.tokens) - 1 - work.begin) for work in works]
+        ends = list(itertools.accumulate(work.end - work.begin for work in works))
+        begins = [end - work.end + work.begin + first for end, work, first in zip(ends, works, known, strict=True)]
+        wanted = [row for first, end in zip(begins, ends, strict=True) for row in range(first, end)]
+        logits_RV = x_R1D[:0, 0]
+        if wanted:
+            wanted_R1D = x_R1D if len(wanted) == len(x_R1D) else x_R1D[torch.tensor(wanted, device=x_R1D.device)]
+            logits_RV = self.runner.logits(wanted_R1D)
+        best, moved, read = likeliest_of(logits_RV), [], 0
+        for work, states, begin, end in zip(works, after, begins, ends, strict=True):
+            sequence, before, asked = work.sequence, len(work.sequence.tokens), max(0, end - begin)
+            if asked:
+                self._take(sequence.extra, logits_RV[read : read + asked], best[read : read + asked])
                 moved.append(sequence.extra)
+                read += asked
             length = min(work.end, max(before, len(sequence.tokens) - 1))
             if states:
                 sequence.states = states[length - work.begin - 1]
             if self.drafter is not None:
-                self.drafter.read(sequence, work.begin, stream[: length - work.begin].transpose(0, 1))
+                stream = x_R1D[end - work.end + work.begin :][: length - work.begin]
+                self.drafter.read(sequence, work.begin, stream.transpose(0, 1))
             self._pack(sequence, length)
             self.scheduler.done(sequence, length)
             self.scheduler.trim(sequence)
@@ -226,12 +241,16 @@ class Engine:
         for pack in self.scheduler.pack(sequence, length):
             self.store.pack(*pack)
 
-    def _take(self, sample: Sample, logits_RV: Tensor) -> None:
-        """Check the drafts of a sample, one row of logits each, and take those that hold and one token more."""
+    def _take(self, sample: Sample, logits_RV: Tensor, best: list[tuple[int, float]]) -> None:
+        """Check the drafts of a sample, one row of logits each, and take those that hold and one token more.
+
+        `best` is the likeliest token of each row and its logit.
+        """
         drafts, laws = sample.sequence.drafts, [] if self.drafter is None else self.drafter.laws(sample.sequence)
-        for place, logits_V in enumerate(logits_RV):
-            draft = drafts[place] if place < len(logits_RV) - 1 else None
-            token = _next(sample, logits_V, draft, laws[place] if draft is not None and laws else None)
+        for place, likeliest in enumerate(best):
+            draft = drafts[place] if place < len(best) - 1 else None
+            q_V = laws[place] if draft is not None and laws else None
+            token = _next(sample, logits_RV[place], likeliest, draft, q_V)
             if self.drafter is not None and draft is not None:
                 self.drafter.guessed += 1
                 self.drafter.held += token == draft
@@ -313,12 +332,26 @@ def completed(served: Served) -> Completion:
     return samples[0] if len(samples) == 1 else replace(samples[0], samples=samples)
 
 
-def _next(sample: Sample, logits_V: Tensor, draft: int | None = None, q_V: Tensor | None = None) -> int | None:
-    """Choose the next token of a sample and take it in; None where there is none to choose."""
-    wanted_V = sample.adjusted(logits_V)
-    if not torch.isfinite(wanted_V.max()):  # NaN, or no token is allowed
+def _next(
+    sample: Sample,
+    logits_V: Tensor,
+    best: tuple[int, float],
+    draft: int | None = None,
+    q_V: Tensor | None = None,
+) -> int | None:
+    """Choose the next token of a sample and take it in; None where there is none to choose.
+
+    `best` is the likeliest token by its logits and that logit: a greedy request without wishes looks no further.
+    """
+    plain = sample.constraint is None and sample.served.request.sampling.plain
+    wanted_V = logits_V if plain else sample.adjusted(logits_V)
+    if not math.isfinite(best[1] if plain else wanted_V.max().item()):  # NaN, or no token is allowed
         sample.finish_reason = "error"
         return None
-    token = sample.choose(wanted_V) if q_V is None else accepted(sample, wanted_V, draft, q_V)
+    if q_V is not None:
+        token = accepted(sample, wanted_V, draft, q_V)
+    else:
+        greedy = plain and sample.served.request.sampling.greedy
+        token = best[0] if greedy else sample.choose(wanted_V)
     sample.take(token, logits_V)
     return token

@@ -142,6 +142,12 @@ class Sampling:
         """Whether the likeliest token is taken."""
         return self.temperature == 0
 
+    @property
+    def plain(self) -> bool:
+        """Whether logits are taken as they are."""
+        penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
+        return not self.logit_bias and not penalties
+
     def seeded(self, seed: int) -> Sampling:
         """The same with a seed where it has none."""
         return self if self.seed is not None else replace(self, seed=seed)

@@ -30,10 +30,9 @@ def adjusted(
     them, and multiplies negative ones (arXiv 1909.05858, sec. 4.1); presence and frequency penalties are taken off
     logits of generated ones, once and once for each time (OpenAI).
     """
-    generated = tokens[n_prompt:]
-    plain = not sampling.logit_bias and sampling.repetition_penalty == 1
-    if plain and allowed_V is None and not (sampling.presence_penalty or sampling.frequency_penalty):
+    if sampling.plain and allowed_V is None:
         return logits_V
+    generated = tokens[n_prompt:]
     logits_V = logits_V.clone()
     for token, bias in sampling.logit_bias.items():
         logits_V[token] += bias
@@ -44,7 +43,7 @@ def adjusted(
     if generated and (sampling.presence_penalty or sampling.frequency_penalty):
         index, times = torch.unique(torch.tensor(generated, device=logits_V.device), return_counts=True)
         logits_V[index] -= sampling.presence_penalty + sampling.frequency_penalty * times
-    return logits_V if allowed_V is None else logits_V.masked_fill(~allowed_V.to(logits_V.device), float("-inf"))
+    return logits_V if allowed_V is None else logits_V.masked_fill_(~allowed_V.to(logits_V.device), float("-inf"))
 
 
 def law(logits_V: Tensor, sampling: Sampling) -> Tensor:
@@ -84,3 +83,11 @@ def likeliest(logprobs_V: Tensor, count: int) -> dict[int, float]:
     """The `count` likeliest tokens and their log-probabilities, best first, lowest number first among equals."""
     values, tokens = logprobs_V.sort(descending=True, stable=True)
     return dict(zip(tokens[:count].tolist(), values[:count].tolist(), strict=True))
+
+
+def likeliest_of(logits_RV: Tensor) -> list[tuple[int, float]]:
+    """The likeliest token of each row and its logit, NaN where there is one; the lowest number among equals."""
+    if not len(logits_RV):
+        return []
+    tokens_R = logits_RV.argmax(-1)
+    return list(zip(tokens_R.tolist(), logits_RV.gather(1, tokens_R[:, None])[:, 0].tolist(), strict=True))
