@@ -31,7 +31,7 @@ class Server:
 
     def send(self, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
         """Status and body of one request; `body` is sent as JSON where it is no bytes, with POST where it is any."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         sent = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json", **headers}
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         with contextlib.closing(connection):
@@ -47,7 +47,7 @@ class Server:
     def stop(self) -> int:
         """End it by SIGTERM; its exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=300)
 
 
 @contextlib.contextmanager
@@ -66,7 +66,7 @@ def serving(folder: Path, *options: str) -> Iterator[Server]:
         process.wait()
 
 
-def until(true: Callable[[], bool], seconds: float = 30) -> None:
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
     """Wait for something to become true."""
     end = time.monotonic() + seconds
     while not true():

@@ -20,6 +20,7 @@ from nachim.app.server.asks import Ask, of_chat, of_completion, rendered, tokens
 from nachim.app.server.errors import ApiError, refused
 from nachim.app.server.gate import Gate, Limits
 from nachim.app.server.metrics import Metrics, pages_of
+from nachim.app.server.openapi import document
 from nachim.app.server.run import Events, Run, Slots
 from nachim.app.server.schema import Asked, Body, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from nachim.app.server.served import Served
@@ -39,6 +40,7 @@ class Api:
         self.served, self.limits, self.metrics = served, limits, Metrics()
         self.slots = Slots(limits.samples)
         self.worker: Worker
+        self.locked = False
 
     def app(self, api_key: str | None) -> Starlette:
         """The ASGI application."""
@@ -51,7 +53,9 @@ class Api:
             Route("/detokenize", self.detokenize, methods=["POST"]),
             Route("/health", self.health),
             Route("/metrics", self.told),
+            Route("/openapi.json", self.described),
         ]
+        self.locked = api_key is not None
         handlers = {ApiError: _api_error, UserError: _user_error, HTTPException: _http_error, Exception: _failure}
         handlers[ClientDisconnect] = _left
         gate = Middleware(Gate, limits=self.limits, metrics=self.metrics, api_key=api_key)
@@ -85,6 +89,10 @@ class Api:
         if self.worker.failed is None:
             self.metrics.hold(await self.worker.ask(pages_of))
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def described(self, request: Request) -> Response:
+        """The OpenAPI document."""
+        return JSONResponse(await asyncio.to_thread(document, self.served.name, self.locked))
 
     async def tokenize(self, request: Request) -> Response:
         """The ids of a text, or of a chat by the model's template."""
@@ -165,7 +173,7 @@ async def read(request: Request, kind: type[Read]) -> Read:
     try:
         return await asyncio.to_thread(kind.model_validate_json, body)
     except ValidationError as error:
-        raise refused(error) from error
+        raise refused(error, body) from error
     except RecursionError as error:
         raise ApiError(400, "the body is nested too deeply") from error
 

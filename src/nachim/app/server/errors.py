@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 from starlette.responses import JSONResponse
 
 TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
@@ -31,18 +32,43 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, headers)
 
 
-def refused(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body, as pydantic found it."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    if first["type"] == "json_invalid":
-        return ApiError(
-            400, f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json"
-        )
-    # Which member of a union was tried is of no use to the client: only names and places that it wrote itself are.
-    param = ".".join(str(step) for step in first["loc"] if isinstance(step, int) or step.isidentifier())
+def refused(error: ValidationError, body: bytes) -> ApiError:
+    """What is wrong with a body, as pydantic found it: of its first wrong parameter, what lies deepest."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    if errors[0]["type"] == "json_invalid":
+        why = errors[0]["msg"].removeprefix("Invalid JSON: ")
+        return ApiError(400, f"the body is not JSON: {why}", code="invalid_json")
+    sent = from_json(body)
+    found = [
+        (_path(one["loc"], sent, one["type"] == "missing"), one)
+        for one in errors
+        if one["loc"][:1] == errors[0]["loc"][:1]
+    ]
+    deepest = max((path for path, _ in found), key=len)
+    first = next(one for path, one in found if path == deepest)
+    param = ".".join(map(str, deepest))
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"there is no parameter {param!r}", param, "unknown_parameter")
     if first["type"] == "missing":
         return ApiError(400, f"the parameter {param!r} is missing", param, "missing_required_parameter")
-    message = first["msg"].removeprefix("Value error, ")
-    return ApiError(400, f"{param or 'the body'}: {message[:1].lower()}{message[1:]}", param or None, "invalid_value")
+    # A value of none of several kinds has as many errors in one place.
+    told = dict.fromkeys(one["msg"] for path, one in found if path == deepest)
+    message = " or ".join(_plain(text, after) for after, text in enumerate(told))
+    return ApiError(400, f"{param or 'the body'}: {message}", param or None, "invalid_value")
+
+
+def _path(loc: tuple[int | str, ...], value: Any, missing: bool) -> list[int | str]:
+    """The names and places of `loc` that the client wrote, or left out: which kind was tried is of no use to it."""
+    path: list[int | str] = []
+    for place, step in enumerate(loc):
+        if isinstance(value, list) and isinstance(step, int):
+            path, value = [*path, step], value[step]
+        elif isinstance(value, dict) and (step in value or (missing and place == len(loc) - 1)):
+            path, value = [*path, step], value.get(step)
+    return path
+
+
+def _plain(message: str, after: int) -> str:
+    text = message.removeprefix("Value error, ")
+    text = text[:1].lower() + text[1:]
+    return text.removeprefix("input should be ") if after else text

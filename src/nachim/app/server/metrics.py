@@ -8,7 +8,10 @@ from nachim.infer.engine import Engine
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
-PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/health", "/metrics")
+PATHS = (
+    *("/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"),
+    *("/health", "/metrics", "/openapi.json"),
+)
 
 
 class Metrics:

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 MOST_STOPS, MOST_PROMPTS, MOST_TOOLS = 16, 256, 128
 MOST = (1 << 31) - 1
 """Of numbers that have no bound of their own: what is larger is a mistake, not a wish."""
+
+TOKEN: dict[str, Any] = {"type": "integer", "minimum": 0}
+TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
+NULL: dict[str, Any] = {"type": "null"}
+
+
+def _several(items: dict[str, Any], most: int | None = None) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": 1, **({} if most is None else {"maxItems": most})}
+
+
+# What validators below ask of these, for the document that clients read.
+STOPS = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "maxItems": MOST_STOPS}, NULL]}
+PROMPT_KINDS = (TEXT, _several(TEXT, MOST_PROMPTS), _several(TOKEN), _several(_several(TOKEN), MOST_PROMPTS))
+BIAS = {"type": "number", "minimum": -100, "maximum": 100}
+BIASES = {
+    "anyOf": [{"type": "object", "patternProperties": {"^[0-9]{1,9}$": BIAS}, "additionalProperties": False}, NULL]
+}
+
+Token = Annotated[int, WithJsonSchema(TOKEN)]
 
 
 class Body(BaseModel):
@@ -63,7 +82,7 @@ class ChoiceFormat(Body):
     """One of a list of texts. Not in OpenAI's interface."""
 
     type: Literal["choice"]
-    choices: list[str] = Field(min_length=1, max_length=10_000)
+    choices: list[Annotated[str, WithJsonSchema(TEXT)]] = Field(min_length=1, max_length=10_000)
 
 
 class GrammarFormat(Body):
@@ -87,11 +106,11 @@ class Asked(Body):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=128)
-    stop: str | list[str] | None = None
+    stop: Annotated[str | list[str] | None, WithJsonSchema(STOPS)] = None
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float] | None, WithJsonSchema(BIASES)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: Format | None = None
@@ -100,7 +119,7 @@ class Asked(Body):
     top_k: int | None = Field(None, ge=1, le=MOST)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0)
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Token] | None = None
     ignore_eos: bool | None = None
     priority: int | None = Field(None, ge=-(1 << 31), lt=1 << 31)
 
@@ -123,7 +142,7 @@ class Asked(Body):
 class CompletionBody(Asked):
     """The body of /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[str | list[str] | list[int] | list[list[int]], WithJsonSchema({"anyOf": list(PROMPT_KINDS)})]
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
     best_of: int | None = Field(None, ge=1, le=128)
@@ -237,4 +256,4 @@ class DetokenizeBody(Body):
     """The body of /detokenize."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: list[Token]
