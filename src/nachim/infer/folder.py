@@ -28,7 +28,7 @@ class Loaded:
     context: int | None
 
 
-def opened(folder: Path | str, dtype: str = "float32") -> Loaded:
+def opened(folder: Path | str, dtype: str | None = "float32") -> Loaded:
     """The model in `folder`. Raises UserError for one that is none, or whose weights are not finite."""
     folder = Path(folder)
     model = load(folder, dtype)
