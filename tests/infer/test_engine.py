@@ -10,7 +10,7 @@ import torch
 from nachim.infer.engine import Engine
 from nachim.infer.folder import Loaded
 from nachim.infer.request import Sampling
-from nachim.spec import Attention, Decoder, Mamba2, Pattern, UserError
+from nachim.spec import Attention, Decoder, DynamicNTK, LongRoPE, Mamba2, Pattern, RoPE, UserError, YaRN
 from tests.infer.tiny import PLAIN, alone, engine, loaded, prompts, said
 from tests.model.contract import drawn
 from tests.model.test_every_part import DECODERS
@@ -261,3 +261,28 @@ def test_attention_with_few_rows_of_a_wide_head_is_one_shape():
     wide = replace(PLAIN, d_model=160, attention=Attention(n_heads=5, n_kv_heads=5, d_head=32), mtp=None)
     asked = prompts(wide, 5, 9, 30, 31)
     assert said(engine(wide).generate(asked, **GREEDY)) == alone(wide, asked, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        DynamicNTK(factor=4.0, original=40),
+        LongRoPE(factor=2.0, short=(1.0,) * 4, long=(2.0,) * 4, original=40),
+    ],
+)
+def test_frequencies_that_follow_the_length_are_served_as_long_as_they_stay(scaling):
+    """Within `original` tokens what is written is what one pass over all of them says; nothing goes beyond."""
+    spec = replace(PLAIN, position=RoPE(scaling=scaling), mtp=None)
+    asked = prompts(spec, 30, 11)
+    for prompt, one in zip(asked, engine(spec).generate(asked, max_tokens=50, temperature=0.0), strict=True):
+        tokens = [*prompt, *one.tokens]
+        assert (len(tokens), one.finish_reason) == (40, "length")
+        with torch.no_grad():
+            best_T = loaded(spec).model(torch.tensor([tokens]))[0].argmax(-1)
+        assert tuple(best_T[len(prompt) - 1 : -1].tolist()) == tuple(one.tokens)
+    with pytest.raises(UserError, match="the prompt has 40 tokens; with one generated at most 40 fit"):
+        engine(spec).generate([[1] * 40], max_tokens=1)
+    with pytest.raises(UserError, match="context is 64; beyond 40 tokens this model's rotary frequencies follow"):
+        engine(spec, context=64)
+    yarn = replace(spec, position=RoPE(scaling=YaRN(factor=4.0, original=8)))
+    assert engine(yarn).limit == 64

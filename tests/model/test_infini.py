@@ -144,6 +144,5 @@ def test_what_makes_no_sense_is_refused():
     with pytest.raises(UserError, match="d_head=5; RoPE turns pairs, so it must be even"):
         replace(decoder(), attention=replace(PART, d_head=5))
     replace(decoder(), attention=replace(PART, d_head=5), position=NoPosition())
-    x_BTD = torch.randn(1, 3, WIDTH)
-    with pytest.raises(UserError, match="InfiniAttention adds no bias to its scores"):
-        drawn(PART)(x_BTD, framed(x_BTD), position_of(ALiBi()))
+    with pytest.raises(UserError, match="adds no bias to its scores, as ALiBi asks for; give its layers RoPE"):
+        replace(decoder(), attention=PART, position=ALiBi())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import (
     DeepseekV3Config,
+    DynamicCache,
     GPTNeoXConfig,
     HunYuanDenseV1Config,
     LlamaConfig,
@@ -21,10 +22,12 @@ from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYu
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding, apply_rotary_pos_emb
 
+import nachim
 from nachim.model import build
 from nachim.model.frame import Frame
 from nachim.model.position import frequencies
 from nachim.spec import DynamicNTK, Interpolated, Llama3Scaling, LongRoPE, NTKAware, RoPE, Scaling, YaRN
+from tests.model.hf.parity import reference
 
 E, THETA, ORIGINAL = 16, 500.0, 8
 SHORT, LONG = (1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0, 2.5), (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
@@ -184,3 +187,23 @@ def test_magnitude_stands_on_what_turns_alone():
     found = turned(part, x_BHTE)
     torch.testing.assert_close(found[0, 0, 0, :4], x_BHTE[0, 0, 0, :4] * part.scaling.magnitude)
     assert torch.equal(found[..., 4:], x_BHTE[..., 4:])
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_decoding_beyond_the_original_context_is_that_of_transformers(kind, tmp_path):
+    """Keys in a cache stay as they were turned, in theirs too: it is not what one pass over all tokens gives."""
+    config = theirs(kind)
+    for name, value in (("num_hidden_layers", 2), ("vocab_size", 40), ("intermediate_size", 48)):
+        setattr(config, name, value)
+    model, ids_BT = reference(config), torch.arange(3 * ORIGINAL)[None] * 7 % 40
+    model.save_pretrained(tmp_path)
+    ours, held, cache, apart = nachim.load(tmp_path), DynamicCache(), nachim.load(tmp_path).start(), []
+    with torch.no_grad():
+        for part_BT in ids_BT.split([ORIGINAL - 2, 1, 1, 1, 1, 5, *[1] * (2 * ORIGINAL - 7)], 1):
+            expected = model(part_BT, past_key_values=held).logits
+            found = ours(part_BT, cache=cache)
+            apart.append(float((found - expected).abs().max() / expected.abs().max()))
+        whole = ours(ids_BT)[:, -1:]
+    assert max(apart) < 1e-4
+    assert (whole - found).abs().max() > 0.01 * found.abs().max()
+    assert ours.spec.cached_context == ORIGINAL

@@ -11,7 +11,7 @@ from nachim.model.build import build
 from nachim.model.chunks import wide
 from nachim.model.frame import Frame
 from nachim.model.position import PositionModule
-from nachim.spec import InfiniAttention, UserError
+from nachim.spec import InfiniAttention
 
 
 class InfiniAttentionModule(nn.Module):
@@ -36,8 +36,6 @@ class InfiniAttentionModule(nn.Module):
 
     def forward(self, x_BTD: Tensor, frame: Frame, position: PositionModule, memory: Memory | None = None) -> Tensor:
         """[B, T, D] to [B, T, D]; keys and values of a segment, and two [B, K, E, E + 1], stay in `memory`."""
-        if type(position).bias is not PositionModule.bias:
-            raise UserError("InfiniAttention adds no bias to its scores; give its layers RoPE, or no position")
         places = frame.once(("places", self.part.segment), lambda: Places(frame, self.part.segment))
         q_BTHE, k_BTKE, v_BTKE = (
             piece.unflatten(-1, (-1, self.part.d_head)) for piece in self.qkv(x_BTD).split(self.rows, -1)

@@ -248,6 +248,17 @@ class Decoder(Part):
         return round(sum(times * block.cache_bytes(seq_len, value_bytes, cache) for block, times in self.kinds.items()))
 
 
+    @property
+    def cached_context(self) -> int | None:
+        """Tokens up to which keys in a cache are those of the whole sequence; None where there is no end.
+
+        Beyond them rotary frequencies follow the length, and cached keys stay as they were turned.
+        """
+        turning = [block.position for block in self.kinds if block.mixer.turned is not None]
+        scalings = [position.scaling for position in turning if isinstance(position, RoPE)]
+        return min((one.until for one in scalings if one is not None and one.until is not None), default=None)
+
+
 def plain(*, d_model: int, n_layers: int, d_head: int, vocab_size: int) -> Decoder:
     """The plain block of the scaling literature: multi-head attention and a SwiGLU of width about 8/3 d_model.
 

@@ -108,6 +108,11 @@ class ALiBi(Position):
     def check(self) -> None:
         self.require_positive("steepness", "factor")
 
+    def misfit(self, n_heads: int | None, width: int | None) -> str | None:
+        if n_heads is None and width is not None:
+            return "adds no bias to its scores, as ALiBi asks for; give its layers RoPE, or no position"
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class FIRE(Position):
