@@ -13,8 +13,8 @@ from nachim.spec.quantize import Scheme
 
 
 def nearest(step: float):
-    """Begins a group whose grid is the multiples of `step`."""
-    return lambda first, block_OC: lambda c, column_O: (column_O / step).round() * step
+    """Rounds to multiples of `step`."""
+    return lambda c, column_O: (column_O / step).round() * step
 
 
 def inputs(seed: int, rows: int, width: int) -> Tensor:
@@ -42,26 +42,26 @@ def solved(weight_OI: Tensor, moments_II: Tensor, step: float, damping: float) -
     return free_OI
 
 
-@pytest.mark.parametrize("group", [4, 5, 24])
-def test_it_is_the_greedy_solution_of_least_squares(group: int) -> None:
+@pytest.mark.parametrize("block", [4, 5, 24])
+def test_it_is_the_greedy_solution_of_least_squares(block: int) -> None:
     x = inputs(0, 60, 24)
     weight, moments = drawn(0, 7, 24), x.mT @ x
-    found = compensated(weight, moments, group, nearest(0.5), damping=0.01)
+    found = compensated(weight, moments, nearest(0.5), 0.01, block)
     torch.testing.assert_close(found.double(), solved(weight, moments, 0.5, 0.01), rtol=0, atol=1e-6)
 
 
 def test_uncorrelated_inputs_are_rounded_to_nearest() -> None:
     weight = drawn(3, 9, 32)
     moments = torch.diag(torch.rand(32, generator=torch.Generator().manual_seed(3)) + 0.1)
-    assert torch.equal(compensated(weight, moments, 8, nearest(0.3)), nearest(0.3)(0, weight)(0, weight))
+    assert torch.equal(compensated(weight, moments, nearest(0.3), block=8), nearest(0.3)(0, weight))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_outputs_move_less_than_by_rounding_to_nearest(seed: int) -> None:
     x = inputs(seed, 100, 32)
     weight, moments = drawn(seed, 16, 32), x.mT @ x
-    plain = moved(nearest(0.4)(0, weight)(0, weight) - weight, moments)
-    made_up = moved(compensated(weight, moments, 16, nearest(0.4)) - weight, moments)
+    plain = moved(nearest(0.4)(0, weight) - weight, moments)
+    made_up = moved(compensated(weight, moments, nearest(0.4), block=16) - weight, moments)
     assert made_up.sum() < 0.7 * plain.sum()
 
 
@@ -84,8 +84,8 @@ def test_channels_never_seen_are_rounded_to_nearest_and_move_nothing() -> None:
     x[:, 5] = 0
     weight, moments = drawn(7, 4, 16), x.mT @ x
     seen = [i for i in range(16) if i != 5]
-    found = compensated(weight, moments, 16, nearest(0.5), damping=0.0)
-    alone = compensated(weight[:, seen], moments[seen][:, seen], 15, nearest(0.5), damping=0.0)
+    found = compensated(weight, moments, nearest(0.5), damping=0.0)
+    alone = compensated(weight[:, seen], moments[seen][:, seen], nearest(0.5), damping=0.0)
     torch.testing.assert_close(found[:, seen], alone)
     assert torch.equal(found[:, 5], (weight[:, 5] / 0.5).round() * 0.5)
 
@@ -93,15 +93,15 @@ def test_channels_never_seen_are_rounded_to_nearest_and_move_nothing() -> None:
 def test_fewer_inputs_than_channels_are_enough() -> None:
     x = inputs(8, 5, 24)
     weight, moments = drawn(8, 6, 24), x.mT @ x
-    found = compensated(weight, moments, 8, nearest(0.5))
+    found = compensated(weight, moments, nearest(0.5), block=8)
     assert torch.isfinite(found).all()
-    assert moved(found - weight, moments).sum() < moved(nearest(0.5)(0, weight)(0, weight) - weight, moments).sum()
+    assert moved(found - weight, moments).sum() < moved(nearest(0.5)(0, weight) - weight, moments).sum()
 
 
 def test_the_weights_given_stay_as_they_are() -> None:
     weight = drawn(9, 3, 8)
     kept = weight.clone()
-    compensated(weight, torch.eye(8), 4, nearest(0.5))
+    compensated(weight, torch.eye(8), nearest(0.5), block=4)
     assert torch.equal(weight, kept)
 
 
@@ -119,13 +119,21 @@ def test_no_output_moves_more_than_by_rounding_to_nearest(scheme: Scheme) -> Non
         assert found.sum() < 0.7 * plain.sum()
 
 
-def test_a_group_gets_its_scale_when_it_is_reached() -> None:
-    """The first group's grid is that of its weights, the second's that of weights that make up for the first."""
-    x = inputs(1, 100, 32)
-    weight, scheme = drawn(1, 8, 32), Int4(group=16)
-    found, plain = gptq(weight, x.mT @ x, scheme).grid, grid.fit(weight, scheme)
-    assert torch.equal(found.scale_OG[:, 0], plain.scale_OG[:, 0])
-    assert not torch.equal(found.scale_OG[:, 1], plain.scale_OG[:, 1])
+def test_columns_of_large_inputs_come_first_and_groups_stay_where_they_are() -> None:
+    """The codes are those of a matrix whose columns were put in order, on the grid of the one that was given."""
+    x = inputs(1, 100, 32) * torch.rand(32, generator=torch.Generator().manual_seed(1)).double()
+    weight, scheme, moments = drawn(1, 8, 32), Int4(group=16), x.mT @ x
+    order = sorted(range(32), key=lambda i: -moments[i, i].item())
+    assert order != list(range(32))
+    fixed = grid.fit(weight, scheme)
+    ordered = compensated(
+        weight[:, order], moments[order][:, order], lambda c, column: fixed.nearest(column[:, None], order[c])[:, 0]
+    )
+    found, rows = gptq(weight, moments, scheme), moved(ordered - weight[:, order], moments[order][:, order])
+    better = rows < moved(fixed.nearest(weight) - weight, moments)
+    assert better.any()
+    torch.testing.assert_close(found.decode()[better][:, order], ordered[better])
+    assert torch.equal(found.grid.scale_OG, fixed.scale_OG)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
@@ -143,6 +151,6 @@ def test_rows_that_compensation_would_harm_are_rounded_to_nearest() -> None:
     weight, scheme = drawn(4, 400, 8), Int4(group=8)
     fixed = grid.fit(weight, scheme)
     plain = moved(fixed.nearest(weight) - weight, moments)
-    greedy = compensated(weight, moments, 8, lambda first, _: lambda c, column: fixed.nearest(column[:, None], c)[:, 0])
+    greedy = compensated(weight, moments, lambda c, column: fixed.nearest(column[:, None], c)[:, 0])
     assert (moved(greedy - weight, moments) > plain).any()
     assert (moved(gptq(weight, moments, scheme).decode() - weight, moments) <= plain).all()

@@ -58,7 +58,7 @@ def _error(joint: Joint, scale_I: Tensor, scheme: Scheme) -> float:
     error = 0.0
     for weight_OI, seen in joint.readers:
         rounded_OI = nearest(weight_OI * scale_I, scheme).decode() / scale_I
-        error += moved(rounded_OI - weight_OI, seen.moments_II).sum().item()
+        error += moved(rounded_OI - weight_OI, seen.moments_II.float()).sum().item()
     return error
 
 

@@ -32,8 +32,9 @@ def quantised(
     ids_NT: npt.NDArray[np.int64],
     progress: Progress | None = None,
 ) -> dict[str, list[Coded]]:
-    """The weights `names` ("blocks.0.ffn.down.weight") in few bits, for text like the sequences [N, T]; a stack has several.
+    """The weights `names` ("blocks.0.ffn.down.weight") in few bits, for text like the sequences [N, T].
 
+    Of a stack there are several, one for every expert.
     The model becomes the quantised one: its matrices are the decoded values, and AWQ's factors stand in its gains and
     rows, so that every other weight must be kept with the codes. What no sequence reached is rounded to nearest.
     Raises UserError as `fit` and `calibrate` do.
