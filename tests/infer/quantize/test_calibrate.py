@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from nachim.data.prepare import prepare
-from nachim.data.tokenize import EOT_ID
 from nachim.infer.quantize import calibrate as module
-from nachim.infer.quantize.calibrate import calibrate, sequences, watching
+from nachim.infer.quantize.calibrate import calibrate, watching
 from nachim.infer.quantize.method import quantised
 from nachim.model.frame import Frame
 from nachim.model.quantized.grid import nearest
-from nachim.spec import BPE, Attention, Data, Decoder, Files, Int4, MoE, SwiGLU, UserError
+from nachim.spec import Attention, Decoder, Int4, MoE, SwiGLU, UserError
 from tests.model.contract import drawn
 
 PLAIN = Decoder(
@@ -128,37 +124,3 @@ def test_matrices_that_no_block_holds_are_rounded_to_nearest() -> None:
     (coded,) = quantised(model, ["head.weight"], SCHEME, "gptq", text().numpy())["head.weight"]
     assert torch.equal(coded.codes_OI, nearest(head, SCHEME).codes_OI)
     assert torch.equal(model.head.weight, coded.decode())
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Files, Path, object]:
-    folder = tmp_path_factory.mktemp("text")
-    rows = [" ".join(f"w{(i * j) % 97}" for j in range(400)) for i in range(1, 41)]
-    for number, row in enumerate(rows):
-        (folder / f"{number}.txt").write_text(row)
-    files = Files(path=str(folder), validation_bytes=8000, near_duplicates=True)
-    prepared = prepare(Data(corpus=files, tokenizer=BPE(vocab_size=300), seq_len=32), tmp_path_factory.mktemp("cache"))
-    return files, folder, prepared.tokenizer
-
-
-def test_sequences_are_passages_of_documents_drawn_by_the_seed(corpus: tuple) -> None:
-    files, folder, tokenizer = corpus
-    found = sequences(files, tokenizer, EOT_ID, 12, 64, seed=3)
-    assert found.shape == (12, 64) and found.dtype == np.int64
-    texts = [path.read_text() for path in folder.iterdir()]
-    holders = [[i for i, one in enumerate(texts) if passage in one] for passage in map(tokenizer.decode, found[:, :60])]
-    assert all(holders)
-    assert len({tuple(each) for each in holders}) > 6
-    assert np.array_equal(found, sequences(files, tokenizer, EOT_ID, 12, 64, seed=3))
-    assert not np.array_equal(found, sequences(files, tokenizer, EOT_ID, 12, 64, seed=4))
-
-
-def test_a_corpus_of_few_documents_gives_several_passages_of_each(corpus: tuple, tmp_path: Path) -> None:
-    _, folder, tokenizer = corpus
-    (tmp_path / "rows.jsonl").write_text(
-        "".join(f'{{"text": "{(folder / f"{i}.txt").read_text()}"}}\n' for i in (1, 2))
-    )
-    found = sequences(Files(path=str(tmp_path / "rows.jsonl")), tokenizer, EOT_ID, 10, 64)
-    assert len({tuple(row) for row in found}) == 10
-    with pytest.raises(UserError, match=r"has \d+ sequences of 64 tokens, not 10000"):
-        sequences(Files(path=str(tmp_path / "rows.jsonl")), tokenizer, EOT_ID, 10_000, 64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,16 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from nachim.data.hash import mix
-from nachim.data.read import Report
-from nachim.data.source import open_source
 from nachim.model import DecoderModule
 from nachim.model.frame import Frame
 from nachim.model.moe import Stack
-from nachim.spec import Corpus, UserError
+from nachim.spec import UserError
 
 ROWS = 8
 """Sequences that pass through a block at once."""
@@ -129,47 +124,3 @@ def _hold_finite(layer: int, sight: Sight) -> None:
     for name, each in sight.items():
         if not all(torch.isfinite(seen.magnitude_I).all() for seen in each):
             raise UserError(f"blocks.{layer}.{name} reads values that are not finite: the model cannot be calibrated")
-
-
-def sequences(
-    corpus: Corpus, tokenizer: Tokenizer, end: int, count: int, length: int, seed: int = 0
-) -> npt.NDArray[np.int64]:
-    """`count` sequences of `length` tokens [N, T] from documents of `corpus` drawn by `seed`.
-
-    The documents are the `count` ones of the least hashes, each closed by the token `end`: all are read once, and no
-    more than those are kept. Each gives a passage from a place of its own, then further ones where the documents are
-    too few. Raises UserError where they do not have `count` sequences in them.
-    """
-    texts = _drawn(corpus, count, seed)
-    encoded = [np.array([*one.ids, end], dtype=np.int64) for one in tokenizer.encode_batch(texts)]
-    draw = np.random.default_rng(seed)
-    rows = [row for ids in encoded for row in [*_cut(ids, length, draw)][:1]]
-    if len(rows) < count:
-        whole = np.concatenate(encoded)
-        rows = [*_cut(whole, length, draw)]
-    if len(rows) < count:
-        raise UserError(
-            f"the calibration text has {len(rows)} sequences of {length} tokens, not {count}: bring more text, or ask "
-            "for fewer tokens"
-        )
-    return np.stack(rows[:count])
-
-
-def _cut(ids: npt.NDArray[np.int64], length: int, draw: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
-    """Passages of `length` tokens that do not overlap, in an order that is drawn."""
-    spare = len(ids) % length
-    whole = ids[(begin := int(draw.integers(spare + 1))) : begin + len(ids) - spare].reshape(-1, length)
-    yield from draw.permutation(whole)
-
-
-def _drawn(corpus: Corpus, count: int, seed: int) -> list[str]:
-    """The `count` documents whose numbers have the least hashes under `seed`."""
-    key = mix(np.full(1, seed % 2**64, dtype=np.uint64))
-    kept: list[tuple[int, int, bytes]] = []  # the greatest hash first
-    for number, text in enumerate(open_source(corpus).documents(Report())):
-        item = (-int(mix(key + np.uint64(number))[0]), number, text)
-        if len(kept) < count:
-            heapq.heappush(kept, item)
-        else:
-            heapq.heappushpop(kept, item)
-    return [text.decode() for *_, text in sorted(kept, reverse=True)]
