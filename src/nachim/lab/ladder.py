@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nachim.lab.recipe import Recipe
-from nachim.spec import Decoder, Part, Run, UserError
+from nachim.spec import Decoder, Mixture, Part, Run, UserError
 from nachim.train.schedule import stable_steps
 
 Design = Literal["trunks", "isoflop"]
@@ -67,8 +67,9 @@ class Ladder(Part):
 def name_of(run: Run) -> str:
     """The folder name of a run in a ladder: what sets it apart there."""
     model, train = run.model, run.train
-    lr = f"{train.optimizer.lr:.3g}"
-    return f"{model.n_layers}x{model.d_model}-d{train.tokens}-b{train.batch_tokens}-lr{lr}-s{train.seed}"
+    lr, corpus = f"{train.optimizer.lr:.3g}", run.data.corpus
+    name = f"{model.n_layers}x{model.d_model}-d{train.tokens}-b{train.batch_tokens}-lr{lr}-s{train.seed}"
+    return f"{name}-m{corpus.fingerprint[:10]}" if isinstance(corpus, Mixture) else name
 
 
 def budgets(top: float, count: int = 9, span: float = 10.0) -> list[float]:

@@ -90,8 +90,8 @@ class MixtureFit:
 
     def coefficients(self) -> dict[str, dict[str, tuple[float, float, float]]]:
         """Of each text, with 90 % intervals, at the largest scale: its floor `c`, the height `k` and slopes `t/CORPUS`,
-        which add up to 0; `alone/CORPUS`, its loss after that corpus alone; and the powers of scale, `SCALE/c` and
-        `SCALE/CORPUS`."""
+        which add up to 0; `alone/CORPUS`, its loss after that corpus alone; and the powers of scale, `power/SCALE`
+        of the floor and `power/SCALE/CORPUS`."""
         found = {}
         for text, point, refits, unit in zip(self.runs.texts, self.points, self.refits, self.units, strict=True):
             value, drawn = self._named(point[None], unit), self._named(refits, unit)
@@ -109,9 +109,9 @@ class MixtureFit:
             **{f"t/{name}": b[:, place] - height for place, name in enumerate(names)},
             **{f"alone/{name}": unit * (floor + np.exp(b[:, place])) for place, name in enumerate(names)},
             **{
-                f"{scale}/{name}": powers[:, row, place]
+                f"power/{scale}{name}": powers[:, row, place]
                 for row, scale in enumerate(self.scales)
-                for place, name in enumerate(("c", *names))
+                for place, name in enumerate(("", *(f"/{name}" for name in names)))
             },
         }
 
@@ -183,7 +183,8 @@ class MixtureFit:
         high = high if high.sum() >= 1 else allowed
         box = optimize.Bounds(np.minimum(low, high), high)
         found = self._least(self.points, target, scale, box, high / high.sum())
-        drawn = np.array([self._least(self.refits[:, one], target, scale, box, found) for one in range(SEARCHES)])
+        searches = min(SEARCHES, self.refits.shape[1])
+        drawn = np.array([self._least(self.refits[:, one], target, scale, box, found) for one in range(searches)])
         names = self.runs.corpora
         ends = {name: quantiles(column) for name, column in zip(names, drawn.T, strict=True)}
         held = tuple(n for n, share, end in zip(names, found, allowed, strict=True) if end < 1 and share > end - 1e-6)
