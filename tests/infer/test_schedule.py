@@ -15,9 +15,10 @@ from nachim.infer.sequence import Sequence
 PAGE, BLOCK, LONGEST = 4, 8, 40
 
 
-def scheduler(pages: int = 10, budget: int = 16, most: int = 6, window: int = 6) -> Scheduler:
+def scheduler(pages: int = 10, budget: int = 16, most: int = 6, window: int = 6, packed: bool = False) -> Scheduler:
     """One with two groups of pages, of which each holds the longest sequence alone."""
-    return Scheduler({None: Pages(pages), window: Pages(pages)}, PAGE, BLOCK, budget, most, patience=8, kept=4)
+    pools = {None: Pages(pages), window: Pages(pages)}
+    return Scheduler(pools, PAGE, BLOCK, budget, most, patience=8, kept=4, packing=set(pools) if packed else ())
 
 
 def arrival(plan: Scheduler, number: int, prompt: list[int], priority: int, samples: int) -> Sequence:
@@ -65,14 +66,18 @@ def run_pass(plan: Scheduler, wanted: dict[int, int]) -> None:
     assert rows <= max(plan.budget, len(todo.rows))
     blocks = sum(end - begin for _, begin, end in todo.blocks)
     assert not blocks or rows + blocks <= plan.budget or len(todo.blocks) == 1
+    assert not todo.rows or len(todo.blocks) == len({held for held, _, _ in todo.blocks})
     for held, begin, end in todo.blocks:
+        plan.pack(held, end)
         if end - begin == BLOCK:
             plan.keep(held, begin)
         plan.done(held, end)
         if end == held.n_prompt == len(held.tokens):
             for other in [held, *(plan.fork(held, number) for number in range(1, held.width))]:
                 other.tokens.append(0)
-    for held, _, end in todo.rows:
+    for held, begin, end in todo.rows:
+        assert not plan.packing or begin // BLOCK == (end - 1) // BLOCK
+        plan.pack(held, end)
         plan.done(held, end)
         if end == len(held.tokens):
             held.tokens.append(0)
@@ -87,9 +92,9 @@ REQUEST = st.tuples(
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(REQUEST, min_size=1, max_size=12), st.integers(10, 24), st.integers(1, 32))
-def test_no_page_is_lost_or_owned_twice_and_everyone_is_served(requests, pages, budget):
-    plan, wanted, aborted = scheduler(pages, budget), {}, []
+@given(st.lists(REQUEST, min_size=1, max_size=12), st.integers(10, 24), st.integers(1, 32), st.booleans())
+def test_no_page_is_lost_or_owned_twice_and_everyone_is_served(requests, pages, budget, packed):
+    plan, wanted, aborted = scheduler(pages, budget, window=11 if packed else 6, packed=packed), {}, []
     for number, (length, tokens, priority, samples, alike, gap) in enumerate(requests):
         wanted[number] = tokens
         prompt = list(range(length)) if alike else [100 * number + place for place in range(length)]
@@ -134,6 +139,38 @@ def test_a_fork_copies_the_page_it_writes_to_and_no_other():
     forked = next(held for held in plan.running if held.sample == 1)
     assert first.tables[None][:2] == forked.tables[None][:2]
     assert first.tables[None][2] != forked.tables[None][2]
+
+
+def test_a_whole_block_is_packed_into_half_its_pages():
+    plan = scheduler(pages=20, window=11, packed=True)
+    arrival(plan, 0, list(range(20)), 0, 2)
+    plan.prefixes.most = 0
+    held = plan.waiting[0]
+    run_pass(plan, {0: 9})
+    run_pass(plan, {0: 9})
+    forked = next(one for one in plan.running if one is not held)
+    first, second, third = (held.tables[None][place : place + 2] for place in (0, 2, 4))
+    assert first[0] == first[1] != second[0] == second[1]
+    assert plan.pools[None].owners[first[0]] == 4  # two places in each of two tables
+    assert len(set(third)) == 1 and forked.tables[None][:4] == held.tables[None][:4]
+    for _ in range(4):
+        run_pass(plan, {0: 9})
+    assert held.tables[None][4] == held.tables[None][5] != forked.tables[None][4] == forked.tables[None][5]
+    assert held.tables[11][:4] == [first[0]] * 2 + [GONE] * 2 or held.tables[11][:2] == [GONE] * 2
+
+
+def test_a_long_prompt_lets_others_generate():
+    plan = scheduler(pages=40, budget=32)
+    arrival(plan, 0, [1] * 4, 0, 1)
+    run_pass(plan, {0: 9})
+    for number in (1, 2):
+        arrival(plan, number, [number] * 36, 0, 1)
+    begun, going = plan.plan(), plan.waiting + plan.running
+    assert [end for _, _, end in begun.blocks] == [8, 8]
+    for held, _, end in begun.rows + begun.blocks:
+        plan.done(held, end)
+    assert len(plan.plan().blocks) == 1
+    assert len(going) == 3
 
 
 def test_a_window_frees_what_no_token_reaches_any_more():

@@ -1,7 +1,9 @@
 """What the next pass reads: continuous batching under a budget of tokens. Numbers only, and no clock.
 
 Every pass first reads one token (and its drafts) of each sequence that is generating, then blocks of prompts, in
-chunks, while the budget lasts. Who finds no page takes those of the sequence served last, which begins again.
+chunks, while the budget lasts. A long prompt does not hold up those who generate: beside their tokens its first block
+is read, and then one a pass of all the prompts that were begun (stall-free batching, arXiv 2403.02310, in whole
+blocks). Who finds no page takes those of the sequence served last, which begins again.
 
 Groups may be packed: a whole block of a sequence then moves into half its pages, each of which stands twice in the
 table and has an owner for each time.
@@ -33,6 +35,7 @@ class Plan:
 class Scheduler:
     """Sequences waiting and running, and their pages. `patience` passes make up for one step of priority.
 
+    Beside sequences that generate `beside` blocks are read of prompts that were begun.
     In groups of `packing` whole blocks are packed, so that no pass reads rows of a sequence beyond the end of a block.
     """
 
@@ -46,11 +49,12 @@ class Scheduler:
         patience: int = 1024,
         kept: int | None = None,
         packing: Collection[Group] = (),
+        beside: int = 1,
     ) -> None:
         self.pools, self.page, self.block = pools, page, block
         self.budget, self.most, self.patience = budget, most, patience
         self.prefixes = Prefixes(pools, block, kept)
-        self.packing = packing
+        self.packing, self.beside = packing, beside
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.passes = self.preempted = self.arrived = 0
@@ -85,22 +89,23 @@ class Scheduler:
                 left -= end - sequence.computed
         for sequence in list(self.running):
             if sequence in self.running and sequence.prefilling:
-                left = self._prefill(sequence, left, plan)
+                left = self._prefill(sequence, left, plan, begun=True)
         while self.waiting and left > 0 and self._admit(sequence := self.waiting[0]):
-            left = self._prefill(sequence, left, plan)
+            left = self._prefill(sequence, left, plan, begun=False)
         return plan
 
-    def _prefill(self, sequence: Sequence, left: int, plan: Plan) -> int:
+    def _prefill(self, sequence: Sequence, left: int, plan: Plan, begun: bool) -> int:
         """Plan blocks of its prompt while the budget lasts, one in any case where nothing else is read."""
         begin = sequence.computed
         while begin < sequence.n_prompt:
             end = min(begin + self.block, sequence.n_prompt)
             nothing = not (plan.rows or plan.blocks)
-            if (end - begin > left and not nothing) or not self._reserve(sequence, end, plan):
+            held_up = bool(plan.rows) and begun and len(plan.blocks) >= self.beside
+            if held_up or (end - begin > left and not nothing) or not self._reserve(sequence, end, plan):
                 break
             plan.blocks.append((sequence, begin, end))
             left -= end - begin
-            begin = end
+            begin, begun = end, True
         return left
 
     def _admit(self, sequence: Sequence) -> bool:
