@@ -283,7 +283,8 @@ def _colours(scale: Sequence[str], count: int) -> list[str]:
 
 
 def _runs(fig: go.Figure, obs: Observations, across: Array, up: Array) -> None:
-    """The runs as points, one trace a shape, small to large; repeats with another seed are open circles."""
+    """The runs as points, one trace a shape, small to large; repeats with another seed are open circles, and runs that
+    no law was fitted to are crosses."""
     scale = obs.x(obs.scales[0])
     group = obs.group if obs.group is not None else np.array([f"M = {each:.3g}" for each in scale])
     names = sorted(set(group.tolist()), key=lambda name: float(scale[group == name].min()))
@@ -291,7 +292,7 @@ def _runs(fig: go.Figure, obs: Observations, across: Array, up: Array) -> None:
     first = seed == seed[0]
     for name, colour in zip(names, _colours(SHAPES, len(names)), strict=True):
         here = group == name
-        symbols = np.where(first[here], "circle", "circle-open")
+        symbols = np.where(obs.weight[here] == 0, "x-thin", np.where(first[here], "circle", "circle-open"))
         marker = {"color": colour, "size": 8, "symbol": symbols, "line": {"width": 1.5, "color": colour}}
         said = [
             f"M {m:.3g}, D {d:.3g}, bpb {b:.4f}"
