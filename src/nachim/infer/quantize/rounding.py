@@ -27,7 +27,8 @@ def chosen(model: nn.Module, scheme: Scheme, skip: Iterable[str] = ()) -> tuple[
     found = matrices(model)
     for part in skip:
         if not (named := [name for name in found if f".{part}." in f".{name}."]):
-            known = {piece for name in found for piece in (name.removesuffix(".weight"), name.split(".", 2)[2])}
+            whole = [name.removesuffix(".weight") for name in found]
+            known = {piece for name in whole for piece in (name, name.split(".", 2)[2])}
             raise UserError(f"no matrix is named {part!r}, so that none can be skipped{alike(part, sorted(known))}")
         found = {name: module for name, module in found.items() if name not in named}
     if not found:
