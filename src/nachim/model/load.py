@@ -12,6 +12,7 @@ from nachim.model.build import NotDrawn, build
 from nachim.model.decoder import DecoderModule
 from nachim.model.hf.checkpoint import open_checkpoint, shapes
 from nachim.model.hf.source import Source, check
+from nachim.model.quantized.grid import Coded
 from nachim.model.quantized.linear import put
 from nachim.model.quantized.store import is_quantized, read
 from nachim.model.weights import CHECKPOINT, WEIGHTS, latest
@@ -44,9 +45,14 @@ def load(folder: Path | str, dtype: str | None = "float32") -> DecoderModule:
 
 def load_quantized(folder: Path, kind: torch.dtype | None) -> DecoderModule:
     """A quantised model, its activations in `kind`; in bf16 its matrices are multiplied by as they are stored."""
-    decoder = decoder_of(folder)
-    kept, coded = read(folder, {name: tuple(tensor.shape) for name, tensor in shapes(decoder).items()})
+    decoder, kept, coded = open_quantized(folder)
     return put(module_of(decoder, _cast(decoder, kept, kind)), coded)
+
+
+def open_quantized(folder: Path) -> tuple[Decoder, dict[str, Tensor], dict[str, list[Coded]]]:
+    """The decoder of a quantised model, what was kept of its weights, and its matrices in few bits."""
+    decoder = decoder_of(folder)
+    return decoder, *read(folder, {name: tuple(tensor.shape) for name, tensor in shapes(decoder).items()})
 
 
 def _cast(decoder: Decoder, weights: Mapping[str, Tensor], kind: torch.dtype | None) -> dict[str, Tensor]:

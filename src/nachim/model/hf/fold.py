@@ -11,13 +11,14 @@ from nachim.model.hf.source import Source
 from nachim.spec import Attention, Decoder, RMSNorm, Standard
 
 Change = Callable[[Tensor], Tensor]
+Tensors = Source | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Folded(Mapping[str, Tensor]):
     """The tensors of `source`, those named in `changes` changed as they are read."""
 
-    source: Source
+    source: Tensors
     changes: dict[str, Change]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -35,7 +36,7 @@ class Folded(Mapping[str, Tensor]):
         return self.source.nbytes(name)
 
 
-def folded(decoder: Decoder, source: Source) -> tuple[Decoder, Source | Folded]:
+def folded(decoder: Decoder, source: Tensors) -> tuple[Decoder, Tensors | Folded]:
     """The decoder in the standard parametrisation and its tensors, so changed that it computes the same.
 
     Factors of 1 change nothing. A decoder stays as it is where a factor has no weight to go into: scores of attention
@@ -69,7 +70,7 @@ def _scaled(decoder: Decoder, name: str, factor: float) -> Change:
     return (lambda gain: (gain + 1) * factor - 1) if offset else lambda weight: weight * factor
 
 
-def _queries(decoder: Decoder, source: Source) -> dict[str, Change]:
+def _queries(decoder: Decoder, source: Tensors) -> dict[str, Change]:
     """The factor on scores as a factor on queries, or on the gain of their norm."""
     changes: dict[str, Change] = {}
     for number, block in enumerate(decoder.blocks):
