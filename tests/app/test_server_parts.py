@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,27 @@ def test_an_engine_that_fails_is_told_to_all_who_wait(capsys):
             await steps.add([1], Sampling())
 
     asyncio.run(run())
+    assert "a fault" in capsys.readouterr().err
+
+
+def test_who_asks_an_engine_that_then_fails_is_told_too(capsys):
+    class Failing(Endless):
+        go = threading.Event()
+
+        def step(self):
+            self.go.wait()
+            raise RuntimeError("a fault")
+
+    async def run():
+        engine = Failing()
+        steps = worker.Worker(engine)
+        await steps.add([1], Sampling())
+        waiting = [asyncio.ensure_future(one) for one in (steps.add([1], Sampling()), steps.ask(lambda engine: 1))]
+        await asyncio.sleep(0)
+        engine.go.set()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert [error.status for error in asyncio.run(run())] == [500, 500]
     assert "a fault" in capsys.readouterr().err
 
 

@@ -34,10 +34,15 @@ def listen(app: Starlette, listening: socket.socket, drain_seconds: float, ready
         lifespan="on",
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )
-    # uvicorn raises the signal again when it is done: it has been obeyed, so nothing more is to come of it.
+    server = uvicorn.Server(config)
+
+    def end(*_: object) -> None:
+        # Before uvicorn takes signals itself, and again after: it raises them once more when it is done.
+        server.should_exit = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    asyncio.run(_served(uvicorn.Server(config), listening, ready))
+        signal.signal(number, end)
+    asyncio.run(_served(server, listening, ready))
 
 
 async def _served(server: uvicorn.Server, listening: socket.socket, ready: Callable[[], None]) -> None:

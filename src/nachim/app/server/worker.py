@@ -55,14 +55,14 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[int, Stream] = {}
+        self._asked: set[asyncio.Future[Any]] = set()
+        """Orders that were not answered yet: the thread may end before it comes to them."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     async def add(self, prompt: Sequence[int], sampling: Sampling, **more: Any) -> Stream:
         """Queue a request; the stream of its chunks. Raises UserError for one that cannot be served."""
-        if self.failed is not None:
-            raise ApiError(503, "the engine has stopped after an error; restart the server")
-        answer: asyncio.Future[Stream] = self._loop.create_future()
+        answer: asyncio.Future[Stream] = self._answer()
 
         def order() -> None:
             try:
@@ -82,8 +82,8 @@ class Worker:
 
     async def ask(self, function: Callable[[Engine], Any]) -> Any:
         """What `function` says of the engine between two of its steps."""
-        answer: asyncio.Future[Any] = self._loop.create_future()
-        self._orders.put(lambda: self._tell(answer.set_result, function(self.engine)))
+        answer = self._answer()
+        self._orders.put(lambda: self._tell(_answered, answer, function(self.engine)))
         return await answer
 
     def leave(self, stream: Stream) -> None:
@@ -97,6 +97,15 @@ class Worker:
         self._thread.join(timeout=10)
         self._fail(ApiError(503, "the server is shutting down"))
 
+    def _answer(self) -> asyncio.Future[Any]:
+        """What an order is answered by, at the latest when the thread ends."""
+        if self.failed is not None:
+            raise ApiError(503, "the engine has stopped after an error; restart the server")
+        answer = self._loop.create_future()
+        self._asked.add(answer)
+        answer.add_done_callback(self._asked.discard)
+        return answer
+
     def _unwanted(self, answer: asyncio.Future[Stream]) -> None:
         if answer.exception() is None:
             self.leave(answer.result())
@@ -105,6 +114,8 @@ class Worker:
         self._loop.call_soon_threadsafe(function, *given)
 
     def _open(self, answer: asyncio.Future[Any], stream: Stream) -> None:
+        if answer.done():  # the server is shutting down
+            return
         self._streams[stream.request] = stream
         answer.set_result(stream)
 
@@ -146,8 +157,16 @@ class Worker:
         for stream in self._streams.values():
             stream.put(error)
         self._streams.clear()
+        for answer in list(self._asked):
+            _refuse(answer, error)
+
+
+def _answered(answer: asyncio.Future[Any], value: Any) -> None:
+    if not answer.done():
+        answer.set_result(value)
 
 
 def _refuse(answer: asyncio.Future[Any], error: Exception) -> None:
     if not answer.done():
-        answer.set_exception(error if isinstance(error, UserError) else ApiError(500, "the engine refused a request"))
+        known = isinstance(error, UserError | ApiError)
+        answer.set_exception(error if known else ApiError(500, "the engine refused a request"))
