@@ -86,21 +86,10 @@ class Method(Protocol):
 
 
 BEYOND = frozenset(
-    {
-        "image",
-        "images",
-        "picture",
-        "pictures",
-        "photo",
-        "photos",
-        "graph",
-        "graphs",
-        "chart",
-        "map",
-        "diagram",
-        "video",
-        "audio",
-    }
+    [
+        *("image", "images", "picture", "pictures", "photo", "photos", "graph", "graphs", "chart", "map", "diagram"),
+        *("video", "audio", "file"),
+    ]
 )
 """Things that text cannot hold: a task about one of them cannot be carried out."""
 SHORTEST, LONGEST = 3, 150

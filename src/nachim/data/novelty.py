@@ -13,10 +13,10 @@ from nachim.data.near import MARGIN
 from nachim.data.passage import WORD
 from nachim.data.shingle import grams, shingles
 
-Vectors = npt.NDArray[np.float64]
+Vectors = npt.NDArray[np.floating]
 Embed = Callable[[Sequence[str]], Vectors]
 """Texts to vectors of length 1, one in a row; a text without any feature has zeros."""
-WIDTH = 4096
+WIDTH = 2048
 """Buckets of hashed n-grams."""
 
 
@@ -71,7 +71,7 @@ def unit(rows: Vectors) -> Vectors:
 
 
 class Pool:
-    """Texts that were taken, and for a new one the nearest of them: by ROUGE-L, by 5-word shingles, by vectors.
+    """Texts that were taken, and for a new one the nearest of them: by ROUGE-L, by 5-word shingles, by vectors (fp32).
 
     Shingles are compared exactly with those that MinHash says may be near, as duplicates are.
     """
@@ -81,7 +81,7 @@ class Pool:
         self.ids: list[str] = []
         self._words: list[list[str]] = []
         self._texts: list[bytes] = []
-        self._vectors = np.zeros((0, 0))
+        self._vectors: Vectors = np.zeros((0, 0), np.float32)
         self._signatures = signatures([])
 
     def add(self, ids: Sequence[str], instructions: Sequence[str], texts: Sequence[str]) -> None:
@@ -89,7 +89,7 @@ class Pool:
         if not ids:
             return
         raw = [text.encode("utf-8", "replace") for text in texts]
-        vectors = self.embed(instructions)
+        vectors = self.embed(instructions).astype(np.float32)
         self._vectors = np.concatenate((self._vectors, vectors)) if self.ids else vectors
         self._signatures = np.concatenate((self._signatures, signatures(raw)))
         self._words += [words_of(text) for text in instructions]
@@ -108,7 +108,9 @@ class Pool:
 
     def cosine(self, instruction: str) -> Nearest:
         """The instruction whose vector is nearest, by cosine."""
-        return self._nearest(self._vectors @ self.embed([instruction])[0] if self.ids else ())
+        if not self.ids:
+            return Nearest(0.0, "")
+        return self._nearest(self._vectors @ self.embed([instruction])[0].astype(np.float32))
 
     def overlap(self, text: str) -> Nearest:
         """The text with the highest Jaccard similarity of shingles."""

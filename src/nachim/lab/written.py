@@ -16,6 +16,7 @@ from nachim.infer.engine import Engine
 from nachim.infer.request import Completion, Sampling
 from nachim.infer.text import BROKEN
 from nachim.model.weights import fingerprint
+from nachim.spec import UserError
 from nachim.train.stopping import Stopped
 
 DOCUMENTS = 256
@@ -38,7 +39,8 @@ def written(
     """The shards under `out` of what the weights in `run` write. Of each document is kept what it was drawn with: its
     `tokens`, how it `ended`, and `nats`, its log-probability under the weights with the sign turned.
 
-    A document that is empty, or whose bytes are no UTF-8, is dropped and counted. Raises Stopped between two shards.
+    A document that is empty, or whose bytes are no UTF-8, is dropped and counted. Raises Stopped between two shards,
+    and UserError where a whole shard is dropped: more of the same would have no end.
     """
     engine: Engine | None = None
     weights, shards, total = fingerprint(run), list[Shard](), 0
@@ -50,6 +52,9 @@ def written(
                 raise Stopped(None)
             engine = engine or Engine(run, most=DOCUMENTS, cache_tokens=1 << 16, prefixes=False)
             shard = _shard(engine, path, key, how, number)
+        if not shard.ledger.kept.rows:
+            lost = ", ".join(f"{count.rows} {reason}" for reason, count in shard.ledger.dropped.items())
+            raise UserError(f"the model in {run} writes no document ({lost}): train it for longer, or lower top_p")
         shards.append(shard)
         total += int(shard.ledger.facts["tokens"])
         tick(min(1.0, total / how.tokens))
