@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +16,10 @@ from nachim.spec import Decoder, Learned, Part, Run, UserError
 from nachim.spec.disk import new_folder, read_json, write_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nachim.model.hf import Family
+    from nachim.model.hf.gguf_blocks import Low
 
 GGUF, TOLD = "model.gguf", "tokenizer_config.json"
 NO_TOKENIZER = "no_vocab"
@@ -34,7 +38,8 @@ def export(
 
     The decoder is written in the first family that has all its parts; where none has, nothing is written and the part
     in the way is named. Weights keep their precision; the factors of a parametrisation go into them. What `nachim
-    import` read is given back as it was: the same tensors, the same config and tokenizer.
+    import` read is given back as it was: the same tensors, the same config and tokenizer. What `nachim quantize` wrote
+    goes to GGUF code for code: int8 as Q8_0, int4 as Q4_1, or as Q4_0 where it is symmetric.
 
     Example: nachim export runs/first exported && nachim import exported --out runs/again
 
@@ -67,19 +72,20 @@ def exported_gguf(run: Path, out: Path) -> dict[str, Any]:
     """Write `run` as `model.gguf`; what was written, as plain JSON values."""
     try:
         from nachim.model.hf.gguf import write_gguf
-        from nachim.model.hf.gguf_archs import arch_of
+        from nachim.model.hf.gguf_known import arch_of
     except ImportError as error:
         raise UserError("GGUF files are written by the package gguf: install nachim[gguf]") from error
     from nachim.model.hf.fold import folded
     from nachim.model.load import open_run
+    from nachim.model.quantized.store import is_quantized
 
-    decoder, source = folded(*open_run(run))
+    decoder, source, low = low_of_run(run) if is_quantized(run) else (*folded(*open_run(run)), None)
     family, config = config_of(run, decoder)
     context = config.get("max_position_embeddings") or config.get("n_positions") or CONTEXT
     arch = arch_of(family.model_type, decoder, context)
     tokens = tokens_of(run, config, decoder.vocab_size)
     with new_folder(out) as folder:
-        write_gguf(folder / GGUF, arch, decoder, source, context, tokens)
+        write_gguf(folder / GGUF, arch, decoder, source, context, tokens, low)
     told = [TOKENIZER] if tokens["tokenizer_model"] != NO_TOKENIZER else []
     return {
         "out": str(out / GGUF),
@@ -87,6 +93,23 @@ def exported_gguf(run: Path, out: Path) -> dict[str, Any]:
         "params_total": decoder.params_total,
         "carried": told,
     }
+
+
+def low_of_run(run: Path) -> tuple[Decoder, Mapping[str, Tensor], Low]:
+    """The decoder of a quantised run in the standard parametrisation, its weights, and their codes as GGUF has them.
+
+    A parametrisation's factors are multiplied into scales.
+    """
+    from nachim.model.hf.fold import folded
+    from nachim.model.hf.gguf_blocks import low_of
+    from nachim.model.load import open_quantized
+    from nachim.model.quantized.store import TOLD
+
+    decoder, kept, coded = open_quantized(run)
+    low = low_of(Part.load(run / TOLD).scheme, coded, kept)
+    plain, values = folded(decoder, low.values)
+    scales, lows = (folded(decoder, each)[1] for each in (low.scales, low.lows))
+    return plain, values, low._replace(values=values, scales=scales, lows=lows)
 
 
 def tokens_of(run: Path, config: dict[str, Any], vocab_size: int) -> dict[str, Any]:

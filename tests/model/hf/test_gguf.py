@@ -14,10 +14,15 @@ from torch import Tensor
 from transformers import (
     BloomConfig,
     CohereConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    JambaConfig,
     LlamaConfig,
+    Mamba2Config,
+    MambaConfig,
     MixtralConfig,
     Olmo2Config,
     Phi3Config,
@@ -34,14 +39,18 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from nachim.model.hf import open_checkpoint, read_config
 from nachim.model.hf.checkpoint import shapes
 from nachim.model.hf.gguf import write_gguf
-from nachim.model.hf.gguf_archs import ARCHS, arch_of, rules_for
+from nachim.model.hf.gguf_archs import rules_for
+from nachim.model.hf.gguf_known import ARCHS, arch_of
 from nachim.model.hf.source import Source, save
 from nachim.spec import Decoder, UserError
 from tests.model.hf.parity import SMALL, reference
+from tests.model.hf.test_deepseek import LATENT
 from tests.model.hf.test_llama import LLAMA3
 
 GROUPED = {"num_key_value_heads": 2}
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0], "rope_theta": 1e4}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+YARN |= {"mscale": 0.7, "mscale_all_dim": 0.7}
 CONFIGS = {
     "llama": LlamaConfig(**SMALL, **GROUPED, attention_bias=True, mlp_bias=True, rope_parameters=LLAMA3),
     "tied llama": LlamaConfig(
@@ -76,6 +85,23 @@ CONFIGS = {
         num_experts_per_tok=2,
         norm_topk_prob=True,
     ),
+    "mamba": MambaConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, state_size=8, time_step_rank=3),
+    "mamba2": Mamba2Config(
+        vocab_size=40, hidden_size=32, num_hidden_layers=2, state_size=8, num_heads=4, head_dim=16, n_groups=2
+    ),
+    "jamba": JambaConfig(
+        **{**SMALL, "num_hidden_layers": 4},
+        **GROUPED,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        num_experts=4,
+        mamba_d_state=8,
+        mamba_dt_rank=3,
+        use_mamba_kernels=False,
+        pad_token_id=0,
+    ),
+    "deepseek_v2": DeepseekV2Config(**LATENT),
+    "deepseek_v3": DeepseekV3Config(**LATENT, n_group=2, topk_group=1, rope_parameters=YARN),
     "phi3": Phi3Config(**SMALL, **GROUPED, pad_token_id=0, original_max_position_embeddings=32, rope_parameters=LONG),
 }
 
@@ -104,6 +130,10 @@ def read(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     return facts, found
 
 
+HEADS = {"jamba": [0, 2, 0, 2], "deepseek_v2": 1, "deepseek_v3": 1}
+"""Of keys as llama.cpp counts them: of each layer where some do not attend, one where a latent stands for all."""
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_tensor_is_there_and_comes_back(name, dtype, tmp_path):
@@ -115,14 +145,19 @@ def test_every_tensor_is_there_and_comes_back(name, dtype, tmp_path):
         back = rule.transform.read(tuple(found.pop(name) for name in rule.theirs))
         for ours, tensor in zip(rule.ours, back, strict=True):
             gain = arch.plus_one and ours.endswith("norm.weight")
-            assert torch.equal(tensor, source[ours].float() + 1 if gain else source[ours].float()), ours
+            expected = source[ours].float() + 1 if gain else source[ours].float()
+            if ours.endswith("A_log"):  # stored as -exp of it
+                torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=1e-6)
+            else:
+                assert torch.equal(tensor, expected), ours
     if "output.weight" in found:
         assert torch.equal(found.pop("output.weight"), source["embedding.weight"].float())
     assert set(found) <= {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
     prefix = facts["general.architecture"]
     assert facts[f"{prefix}.block_count"] == decoder.n_layers
-    assert facts[f"{prefix}.attention.head_count_kv"] == decoder.blocks[0].mixer.n_kv_heads
-    assert facts[f"{prefix}.context_length"] == 64
+    if (heads := HEADS.get(name, getattr(decoder.blocks[0].mixer, "n_kv_heads", None))) is not None:
+        assert facts[f"{prefix}.attention.head_count_kv"] == heads
+    assert facts[f"{prefix}.context_length"] == (2**20 if name in ("mamba", "mamba2") else 64)
     assert facts["general.file_type"] == {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}[dtype]
 
 
@@ -191,6 +226,38 @@ def test_llama3_frequencies_are_divided_as_transformers_does(tmp_path):
     assert divisors.min() < 2
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "jamba",
+            {"ssm.conv_kernel": 4, "ssm.inner_size": 64, "ssm.state_size": 8, "ssm.time_step_rank": 3}
+            | {"expert_count": 4, "expert_used_count": 2},
+        ),
+        ("mamba2", {"ssm.group_count": 2, "ssm.time_step_rank": 4, "ssm.inner_size": 64}),
+        (
+            "deepseek_v3",
+            {"attention.key_length": 16, "attention.key_length_mla": 12, "attention.value_length_mla": 6}
+            | {"leading_dense_block_count": 1, "expert_gating_func": 2, "expert_group_used_count": 1}
+            | {"rope.scaling.yarn_log_multiplier": pytest.approx(0.07), "attention.q_lora_rank": 10},
+        ),
+    ],
+)
+def test_what_the_file_tells_of_states_and_latents(name, said, tmp_path):
+    model_type, decoder = spec_of(name)
+    source = stored(decoder, tmp_path, torch.float32)
+    write_gguf(tmp_path / "model.gguf", arch_of(model_type, decoder, 64), decoder, source, 64, {})
+    facts, found = read(tmp_path / "model.gguf")
+    assert {key: facts[f"{facts['general.architecture']}.{key}"] for key in said} == said
+    if name == "deepseek_v3":  # a head's keys are what its latents are multiplied by, the other way round
+        up_HEC = source["blocks.1.attention.kv_up.weight"].view(4, 8 + 6, 12)
+        assert torch.equal(found["blk.1.attn_k_b.weight"], up_HEC[:, :8].mT)
+        assert torch.equal(found["blk.1.attn_v_b.weight"], up_HEC[:, 8:])
+    else:
+        rate = -source["blocks.0.attention.A_log"].exp()
+        torch.testing.assert_close(found["blk.0.ssm_a"], rate.view(found["blk.0.ssm_a"].shape))
+
+
 def test_what_the_file_tells_of_gemma_and_phi(tmp_path):
     _, decoder = spec_of("gemma2")
     write_gguf(
@@ -235,6 +302,15 @@ def test_what_the_file_tells_of_gemma_and_phi(tmp_path):
         ("qwen3_moe", {"mlp_only_layers": [0]}, "the feed-forward is SwiGLU"),
         ("phi3", {"sliding_window": 8}, "it has no window, here of 8 tokens"),
         ("olmo2", {"head_dim": 12}, "heads of 12 are not d_model=32"),
+        ("deepseek_v2", {"q_lora_rank": None}, "MLA.q_rank is None, which it takes from the number of layers"),
+        (
+            "deepseek_v2",
+            {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2},
+            "MoE.group_score is 'max'",
+        ),
+        ("deepseek_v3", {"rope_parameters": YARN | {"mscale": 1.0}}, "RoPE.scaling is YaRN"),
+        ("deepseek_v3", {"rope_parameters": YARN | {"beta_fast": 16}}, "RoPE.scaling is YaRN"),
+        ("jamba", {"attn_layer_period": 1, "attn_layer_offset": 0}, "no layer is a state space"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(name, changes, said):

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, TENSOR_NAMES, GGMLQuantizationType, GGUFWriter
 from gguf import LlamaFileType as FileType
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from nachim.model.hf.checkpoint import theirs_of
 from nachim.model.hf.gguf_archs import Arch, name_of, rules_for
-from nachim.spec import Decoder, Interpolated, LayerNorm, Llama3Scaling, LongRoPE, MoE, RoPE, UserError, YaRN
+from nachim.model.hf.gguf_blocks import FILES, Low, blocks
+from nachim.spec import Attention, Decoder, Interpolated, LayerNorm, Llama3Scaling, LongRoPE, MoE, RoPE, UserError, YaRN
 from nachim.spec.model import Block
 
 T = MODEL_TENSOR
@@ -26,34 +29,63 @@ TYPES = {
     torch.float16: (GGMLQuantizationType.F16, FileType.MOSTLY_F16),
     torch.bfloat16: (GGMLQuantizationType.BF16, FileType.MOSTLY_BF16),
 }
-WHOLE = (TENSOR_NAMES[T.POS_EMBD], "ffn_gate_inp.")
+WHOLE = (TENSOR_NAMES[T.POS_EMBD], "ffn_gate_inp.", "ssm_conv1d.", "ssm_norm.")
 """Matrices that llama.cpp wants in fp32."""
 
 
-def write_gguf(path: Path, arch: Arch, decoder: Decoder, source: Tensors, context: int, tokens: dict[str, Any]) -> None:
+def write_gguf(
+    path: Path,
+    arch: Arch,
+    decoder: Decoder,
+    source: Tensors,
+    context: int,
+    tokens: dict[str, Any],
+    low: Low | None = None,
+) -> None:
     """Write the tensors of `source`, which are ours, and the metadata of `decoder` to the GGUF file `path`.
 
-    Matrices keep their precision, all else is fp32. `tokens` are methods of the writer about the tokenizer, with what
-    they are given.
+    Matrices keep their precision, those of `low` their codes, all else is fp32. `tokens` are methods of the writer
+    about the tokenizer, with what they are given.
     """
     writer = GGUFWriter(path, MODEL_ARCH_NAMES[arch.arch])
     found = dict(tensors(arch, decoder, source))
-    dtypes = {tensor.dtype for name, tensor in found.items() if tensor.ndim > 1}
+    coded = {} if low is None else coded_in(low, arch, decoder, found)
+    dtypes = {tensor.dtype for name, tensor in found.items() if is_weight(name, tensor) and name not in coded}
     if unknown := dtypes - set(TYPES):
         raise UserError(f"no GGUF file is written of weights in {min(map(str, unknown))}")
-    facts = {"vocab_size": decoder.vocab_size, **shape_facts(decoder, context), **position_facts(decoder)}
-    if len(dtypes) == 1:
+    facts = {"vocab_size": decoder.vocab_size, **(arch.facts or attention_facts)(decoder, context)}
+    if low is not None:
+        facts["file_type"] = FILES[low.kind]
+    elif len(dtypes) == 1:
         facts["file_type"] = TYPES[dtypes.pop()][1]
     for name, value in {**facts, **tokens}.items():
         getattr(writer, f"add_{name}")(value)
     for name, tensor in found.items():
-        kind = F32 if tensor.ndim == 1 or any(kept in name for kept in WHOLE) else TYPES[tensor.dtype][0]
+        if low is not None and name in coded:
+            writer.add_tensor(name, coded[name], raw_dtype=low.kind)
+            continue
+        kind = TYPES[tensor.dtype][0] if is_weight(name, tensor) else F32
         data = tensor.detach().float().contiguous().numpy()
         writer.add_tensor(name, data if kind is F32 else quantize(data, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def is_weight(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor of the file is a matrix that may have another precision than fp32."""
+    return tensor.ndim > 1 and name.endswith(".weight") and not any(kept in name for kept in WHOLE)
+
+
+def coded_in(low: Low, arch: Arch, decoder: Decoder, values: Tensors) -> dict[str, npt.NDArray[np.uint8]]:
+    """The blocks of the file's tensors that are made of quantised matrices alone."""
+    lows = dict(tensors(arch, decoder, low.lows))
+    return {
+        name: blocks(name, low.kind, values[name], scale, lows[name])
+        for name, scale in tensors(arch, decoder, low.scales)
+        if scale.ndim > 1 and not scale.isnan().any()
+    }
 
 
 def tensors(arch: Arch, decoder: Decoder, source: Tensors) -> Iterator[tuple[str, Tensor]]:
@@ -65,14 +97,14 @@ def tensors(arch: Arch, decoder: Decoder, source: Tensors) -> Iterator[tuple[str
     if decoder.tied and arch.head:
         yield f"{name_of(T.OUTPUT)}.weight", source["embedding.weight"]
     block = whole(decoder)
-    if isinstance(block.position, RoPE):
+    if isinstance(block.mixer, Attention) and isinstance(block.position, RoPE):
         for kind, divisors in divisors_of(block.position, block.mixer.d_head).items():
             yield f"{name_of(kind)}.weight", torch.tensor(divisors, dtype=torch.float32)
 
 
 def whole(decoder: Decoder) -> Block:
     """The first layer that sees everything, or the first of all: its positions are those that the file tells."""
-    return next((block for block in decoder.blocks if block.mixer.window is None), decoder.blocks[0])
+    return next((block for block in decoder.blocks if getattr(block.mixer, "window", None) is None), decoder.blocks[0])
 
 
 def divisors_of(position: RoPE, d_head: int) -> dict[MODEL_TENSOR, list[float]]:
@@ -85,6 +117,11 @@ def divisors_of(position: RoPE, d_head: int) -> dict[MODEL_TENSOR, list[float]]:
         slower = scaling.stretched(plain, position.theta, scaling.original)
         return {T.ROPE_FREQS: [fast / slow for fast, slow in zip(plain, slower, strict=True)]}
     return {}
+
+
+def attention_facts(decoder: Decoder, context: int) -> dict[str, Any]:
+    """The metadata of a decoder whose layers all attend."""
+    return {**shape_facts(decoder, context), **position_facts(decoder)}
 
 
 def shape_facts(decoder: Decoder, context: int) -> dict[str, Any]:

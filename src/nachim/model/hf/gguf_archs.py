@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, MODEL_TENSOR, TENSOR_NAMES
+from gguf import MODEL_ARCH, MODEL_TENSOR, TENSOR_NAMES
 
 from nachim.model.hf.checkpoint import untrained
 from nachim.model.hf.rules import KEEP, Rule, Transform, cat, first, half_split, layers, module, rule, shaped
@@ -29,7 +30,6 @@ from nachim.spec import (
     Parallel,
     RoPE,
     SwiGLU,
-    UserError,
     YaRN,
 )
 from nachim.spec.model import Block
@@ -45,8 +45,12 @@ class Arch:
 
     arch: MODEL_ARCH
     rules: Callable[[Decoder], Iterator[Rule]]
-    usual: Callable[[FFN], FFN | None]
+    usual: Callable[[FFN], FFN | None] | None = None
     """The feed-forward that it computes where a decoder has a given one."""
+    facts: Callable[[Decoder, int], dict[str, Any]] | None = None
+    """The metadata of a decoder for a context, where it is not that of a decoder whose layers all attend."""
+    unfit: Callable[[Arch, Decoder, int], Iterator[str]] | None = None
+    """What of a decoder it does not compute, where that is not what the options below say."""
     biases: tuple[str, ...] = ("none",)
     stretches: tuple[type, ...] = (Interpolated, YaRN)
     partial: bool = False
@@ -223,21 +227,11 @@ ARCHS = {
     "bloom": Arch(MODEL_ARCH.BLOOM, fused_rules, wide_gelu, biases=("all",), square=True),
     "gpt2": Arch(MODEL_ARCH.GPT2, fused_rules, wide_gelu, biases=("all",), square=True),
 }
-"""The architecture of each Hugging Face family that llama.cpp has and this writes."""
+"""The architecture of each Hugging Face family whose layers all attend."""
 
 
-def arch_of(model_type: str, decoder: Decoder, context: int) -> Arch:
-    """The architecture of a family. Raises UserError, naming the part, where llama.cpp does not compute `decoder`."""
-    if model_type not in ARCHS:
-        raise UserError(f"no GGUF file is written for {model_type} models; known: {', '.join(sorted(ARCHS))}")
-    arch = ARCHS[model_type]
-    if why := next(_unfit(arch, decoder, context), None):
-        raise UserError(f"llama.cpp's {MODEL_ARCH_NAMES[arch.arch]} does not compute this decoder exactly: {why}")
-    return arch
-
-
-def _unfit(arch: Arch, decoder: Decoder, context: int) -> Iterator[str]:
-    """What of a decoder the architecture does not compute."""
+def attention_unfit(arch: Arch, decoder: Decoder, context: int) -> Iterator[str]:
+    """What of a decoder whose layers all attend the architecture does not compute."""
     for number, block in enumerate(decoder.blocks):
         yield from _unfit_block(arch, block, decoder)
         windowed = block.mixer.window is not None
