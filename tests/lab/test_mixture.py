@@ -76,15 +76,15 @@ def test_runs_of_a_design_differ_in_their_weights_alone(made):
 
 def test_from_corpora_to_a_verdict_and_nothing_twice(made, tmp_path):
     run, place = made
-    study = MixStudy(tmp_path / "study", MixQuestion(base=run, mixtures=5), place, 1, Silent())
+    study = MixStudy(tmp_path / "study", MixQuestion(base=run, mixtures=4), place, 1, Silent())
     design = study.design()
-    assert design.weights[0] == (0.75, 0.25) and len(design.weights) == 5
+    assert design.weights[0] == (0.75, 0.25) and len(design.weights) == 4
     for chain in design.chains():  # in this process: workers are tested with ladders
         for one in chain.runs:
             carry_out(one, study.root / "runs" / name_of(one), place, lambda *_: None)
     study.claim()
     runs = study.climb()
-    assert runs.corpora == ("cats", "owls") and set(runs.texts) == {"cats", "owls"} and len(runs) == 10
+    assert runs.corpora == ("cats", "owls") and set(runs.texts) == {"cats", "owls"} and len(runs) == 8
     sealed = study.forecast()
     assert sealed == study.forecast()
     assert sum(sealed["chosen"].values()) == pytest.approx(1)

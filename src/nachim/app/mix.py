@@ -62,13 +62,14 @@ class Weigh:
 
         from nachim.data.weigh import capped, portions, worth_reading
 
-        run, sizes = _opened(self.run, view)
+        run = _mixed(self.run)
         mixture, tokens, notes = self._course(run), run.train.tokens, list[str]()
         if self.temperature is not None:
             mixture = replace(mixture, temperature=self.temperature)
         if self.most_epochs is not None and self.worth is not None:
             raise UserError("--most-epochs and --worth both say how often a corpus may be read: give one of them")
         most = self.most_epochs if self.worth is None else worth_reading(self.worth)
+        sizes = _sizes(run, view)
         if most is not None:
             mixture, notes = capped(mixture, sizes, tokens, most)
         found = portions(mixture, sizes, tokens)
@@ -292,15 +293,14 @@ def _mixed(source: Path) -> Run:
     return run
 
 
-def _opened(source: Path, view: TerminalView) -> tuple[Run, dict[str, int]]:
-    """The run, and the train tokens of each of its corpora."""
+def _sizes(run: Run, view: TerminalView) -> dict[str, int]:
+    """The train tokens of each corpus of a run."""
     from nachim.app.ask import CACHE
     from nachim.data.mix import open_mixture
 
-    run = _mixed(source)
     view.stage("corpora")
     sources = open_mixture(run.data, CACHE, view.share).sources
-    return run, {name: one.prepared.unique_tokens for name, one in sources.items()}
+    return {name: one.prepared.unique_tokens for name, one in sources.items()}
 
 
 def _place() -> tuple[Place, int]:

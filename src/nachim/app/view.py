@@ -26,6 +26,11 @@ STAGES = {
     "ladder": "climbing the ladder",
     "forecast": "fitting the law",
     "target": "training the forecast model",
+    "corpora": "reading and tokenizing the corpora",
+    "mixtures": "training a small run for each mixture",
+    "longer runs": "training the runs that the forecast is about",
+    "reference": "training the reference",
+    "proxy": "training the proxy, its weights decided on the way",
 }
 PLAIN_EVERY_SECONDS = 15.0
 
