@@ -10,7 +10,7 @@ import torch
 from nachim.infer.engine import Engine
 from nachim.infer.folder import Loaded
 from nachim.infer.request import Sampling
-from nachim.spec import Attention, Decoder, DynamicNTK, LongRoPE, Mamba2, Pattern, RoPE, UserError, YaRN
+from nachim.spec import Attention, Decoder, DynamicNTK, LongRoPE, Mamba2, Pattern, RoPE, SwiGLU, UserError, YaRN
 from tests.infer.tiny import PLAIN, alone, engine, loaded, prompts, said
 from tests.model.contract import drawn
 from tests.model.test_every_part import DECODERS
@@ -286,3 +286,18 @@ def test_frequencies_that_follow_the_length_are_served_as_long_as_they_stay(scal
         engine(spec, context=64)
     yarn = replace(spec, position=RoPE(scaling=YaRN(factor=4.0, original=8)))
     assert engine(yarn).limit == 64
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("invariant", [True, False])
+def test_in_bf16_log_probabilities_are_the_bits_of_a_whole_pass(kv_heads: int, invariant: bool):
+    attention = Attention(n_heads=4, n_kv_heads=kv_heads, d_head=32)
+    spec = replace(PLAIN, d_model=64, n_layers=3, attention=attention, ffn=SwiGLU(d_ff=96), mtp=None)
+    model = drawn(spec).bfloat16()
+    one = Engine(Loaded(model, None, frozenset(), 256), block=64, invariant=invariant)
+    asked = prompts(spec, 37, 64, 91, 133)
+    for prompt, told in zip(asked, one.generate(asked, max_tokens=9, seed=1, logprobs=True), strict=True):
+        ids = torch.tensor([prompt + list(told.tokens)])
+        with torch.inference_mode():
+            found_TV = model(ids[:, :-1])[0, len(prompt) - 1 :].float().log_softmax(-1)
+        assert tuple(found_TV.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()) == told.logprobs

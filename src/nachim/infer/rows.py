@@ -45,12 +45,14 @@ class Row:
 
 
 class Filled(Frame):
-    """One new token each of sequences that had `keys` tokens, itself counted, and were filled up from the left."""
+    """One new token each of sequences with so many `keys`, its own counted, that are followed by others up to a span.
+
+    Keys stand where they stand in the whole text, so that the kernel adds them up in the order of a pass over it.
+    """
 
     def __init__(self, keys: list[int], span: int, device: torch.device) -> None:
         super().__init__((len(keys), 1), device, span - 1)
-        lacking = torch.tensor([[span - count] for count in keys], device=device)
-        own_BS = torch.arange(span, device=device) >= lacking
+        own_BS = torch.arange(span, device=device) < torch.tensor(keys, device=device)[:, None]
         self.documents_BS = own_BS.long() - 1  # what fills up is padding
         self.own_B11S = own_BS[:, None, None]
 
@@ -112,7 +114,7 @@ class Rows(Frame):
             members = list(run)
             slots = [self._slots(n, window) for n in members]
             # what fills up is a key of the row's own, which is finite
-            filled = [part for own in slots for part in (own[:1].expand(wide - len(own)), own)]
+            filled = [part for own in slots for part in (own, own[:1].expand(wide - len(own)))]
             frame = Filled([keys[n] for n in members], wide, self.device)
             found.append(Together(members[0], members[-1] + 1, torch.cat(filled), frame))
         return found

@@ -168,11 +168,10 @@ class Runner:
 def _together(block: Block) -> bool:
     """Whether attention may take rows of several sequences in one call: its kernel is one that keeps them apart.
 
-    A cap on scores is a matrix product of torch's; with a window, a bias would count places from the window on.
+    A cap on scores is a matrix product of torch's, and a bias is of the places of one row.
     """
-    mixer = block.mixer
-    told = not isinstance(block.position, RoPE | NoPosition) and not block.position.added
-    return getattr(mixer, "softcap", None) is None and not (told and getattr(mixer, "window", None) is not None)
+    position = block.position
+    return getattr(block.mixer, "softcap", None) is None and (position.added or isinstance(position, RoPE | NoPosition))
 
 
 def _alone(block: Block) -> bool:

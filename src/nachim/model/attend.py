@@ -26,6 +26,9 @@ CHUNK = 128
 """Queries taken at once where not all are: their scores, times all keys, are what stands in memory."""
 RAMP = 512
 """Tokens up to which a bias may be a channel of fp32 queries and keys: rounding grows with them, here to 5e-6."""
+WHOLE = 16
+"""Keys in 16 bits of which the kernel takes whole numbers: in what is left over it adds up in another order, so that
+what a token gets would depend on how many come after it."""
 FLEX_WIDTH = 16
 """The narrowest head FlexAttention's kernel takes."""
 
@@ -80,23 +83,46 @@ def fused(
     causal: bool = False,
 ) -> Tensor:
     """softmax(q.k scale + added) v by torch's kernel, [B, H, T, E]; `causal` is a mask of as many keys as queries."""
-    E, scale = q_BHTE.shape[-1], rule.scale
+    (H, T, E), K, scale = q_BHTE.shape[1:], k_BKSE.shape[1], rule.scale
     if sinks_H is not None:
         scale = E**-0.5 if scale is None else scale
         q_BHTE, k_BKSE, v_BKSE = with_sink(q_BHTE, k_BKSE, v_BKSE, sinks_H, scale, causal)
         added = None if added is None else F.pad(added, (1, 0))
-    H, K = q_BHTE.shape[1], k_BKSE.shape[1]
-    grouped = H != K
-    if grouped and q_BHTE.shape[2] == 1 and not causal:  # heads of a group as rows of one: keys are not repeated
-        q_BKGE = q_BHTE.reshape(len(q_BHTE), K, H // K, -1)
-        if added is not None and added.shape[1] != 1:
-            added = added.reshape(len(added), K, H // K, -1)
-        y_BHTE = F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE, added, scale=scale).reshape(q_BHTE.shape)
-        return y_BHTE if sinks_H is None else y_BHTE[..., :E]
+    if k_BKSE.shape[2] % WHOLE and q_BHTE.dtype.itemsize < 4 and not (torch.is_grad_enabled() or q_BHTE.is_cuda):
+        q_BHTE, k_BKSE, v_BKSE, added = with_padding(q_BHTE, k_BKSE, v_BKSE, added, causal)
+    if T == 1 and not causal:
+        return one_token(q_BHTE, k_BKSE, v_BKSE, added, scale)[..., :E]
     y_BHTE = F.scaled_dot_product_attention(
-        q_BHTE, k_BKSE, v_BKSE, added, is_causal=causal, enable_gqa=grouped, scale=scale
+        q_BHTE, k_BKSE, v_BKSE, added, is_causal=causal, enable_gqa=H != K, scale=scale
     )
-    return y_BHTE if sinks_H is None else y_BHTE[:, :, int(causal) :, :E]
+    first = int(causal and sinks_H is not None)
+    return y_BHTE[:, :, first : first + T, :E]
+
+
+def one_token(q_BH1E: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, added: Tensor | None, scale: float | None) -> Tensor:
+    """softmax(q.k scale + added) v of one new token, [B, H, 1, E]: the heads of a group are rows of one, so that keys
+    are not repeated. In 16 bits there are at least two rows, as in a whole text: one alone is added up otherwise."""
+    (B, H), K = q_BH1E.shape[:2], k_BKSE.shape[1]
+    if added is not None and added.shape[1] != 1:
+        added = added.reshape(len(added), K, H // K, -1)
+    q_BKGE = q_BH1E.reshape(B, K, H // K, -1)
+    if H == K and q_BH1E.dtype.itemsize < 4:
+        q_BKGE = q_BKGE.repeat(1, 1, 2, 1)
+    y_BKGE = F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE, added, scale=scale)
+    return y_BKGE[:, :, : H // K].reshape(B, H, 1, -1)
+
+
+def with_padding(
+    q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, added: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Keys that nobody may see after the others, up to a multiple of `WHOLE`; where it is `causal` they ask too."""
+    keys = k_BKSE.shape[2]
+    more = (0, 0, 0, -keys % WHOLE)
+    k_BKSE, v_BKSE = F.pad(k_BKSE, more), F.pad(v_BKSE, more)
+    if causal:
+        return F.pad(q_BHTE, more), k_BKSE, v_BKSE, added
+    added = q_BHTE.new_zeros(1, 1, 1, keys) if added is None else added
+    return q_BHTE, k_BKSE, v_BKSE, F.pad(added, (0, -keys % WHOLE), value=float("-inf"))
 
 
 def ramped(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, factor_H: Tensor, number_S: Tensor, rule: Rule) -> Tensor:
