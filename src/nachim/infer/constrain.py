@@ -139,7 +139,7 @@ class Automaton:
         """Which tokens [V] (bool) may come next; none where the text so far can become no whole one."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         found = np.unpackbits(self._bits.view(np.uint8), count=self.vocabulary.width, bitorder="little").view(np.bool_)
-        if not self._may_end():
+        if self._matcher.is_error() or (self.grammar.valid is not None and not self._whole()):
             found[self.vocabulary.ends] = False
         return torch.from_numpy(found)
 
@@ -154,12 +154,10 @@ class Automaton:
         other._taken = list(self._taken)
         return other
 
-    def _may_end(self) -> bool:
-        """Whether a text that ends here is whole. llguidance knows, but for what only a validator can tell."""
-        if self._matcher.is_error() or not self._matcher.is_accepting():
+    def _whole(self) -> bool:
+        """Whether a text that ends here is valid, which the mask does not tell of a wider reading."""
+        if not self._matcher.is_accepting():
             return False
-        if self.grammar.valid is None:
-            return True
         return self.grammar.valid(self.vocabulary.tokens.decode_bytes(self._taken).decode("utf-8", "replace"))
 
 

@@ -30,10 +30,12 @@ def adjusted(
     them, and multiplies negative ones (arXiv 1909.05858, sec. 4.1); presence and frequency penalties are taken off
     logits of generated ones, once and once for each time (OpenAI).
     """
-    if sampling.plain and allowed_V is None:
+    if allowed_V is not None:
+        logits_V = torch.where(allowed_V.to(logits_V.device), logits_V, float("-inf"))
+    if sampling.plain:
         return logits_V
     generated = tokens[n_prompt:]
-    logits_V = logits_V.clone()
+    logits_V = logits_V.clone() if allowed_V is None else logits_V
     for token, bias in sampling.logit_bias.items():
         logits_V[token] += bias
     if sampling.repetition_penalty != 1:
@@ -43,7 +45,7 @@ def adjusted(
     if generated and (sampling.presence_penalty or sampling.frequency_penalty):
         index, times = torch.unique(torch.tensor(generated, device=logits_V.device), return_counts=True)
         logits_V[index] -= sampling.presence_penalty + sampling.frequency_penalty * times
-    return logits_V if allowed_V is None else logits_V.masked_fill_(~allowed_V.to(logits_V.device), float("-inf"))
+    return logits_V
 
 
 def law(logits_V: Tensor, sampling: Sampling) -> Tensor:
