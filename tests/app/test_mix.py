@@ -73,7 +73,7 @@ def test_the_page_of_a_study_says_what_came(told, tmp_path):
     ]
     worth = {"multiplier": 1.2, "low": 1.1, "high": 1.3}
     told["sealed"] = {"runs": runs, "worth": worth, "sealed_at": "2026-01-01", "sha256": "ab" * 32}
-    told["verdict"] = {"runs": rows, "worth": 1.15, "better": True}
+    told["verdict"] = {"runs": rows, "worth": {"multiplier": 1.15, "low": 1.1, "high": None}, "better": True}
     law = fit_mixture(table(2, 6), draws=30)
     write_law(tmp_path / "report.html", "a study", law, law.target(), law.best(law.target()), told)
     page = (tmp_path / "report.html").read_text()

@@ -180,6 +180,7 @@ def test_what_makes_no_sense_is_refused(made):
         (lambda: Online(base=alone), "Online.base reads one corpus"),
         (lambda: Online(base=run, stretches=1), "Online.stretches is 1"),
         (lambda: Online(base=run, smoothing=1.0), "smoothing is 1.0"),
+        (lambda: Online(base=run, stretches=12), "stretches is 12: one is shorter than the warm-up of"),
         (lambda: Simplex(base=alone, weights=((0.5, 0.5),)), "Simplex.base reads one corpus"),
         (lambda: mixed(alone, (0.5, 0.5)), "the run reads one corpus"),
     ):

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Column, Table
 
 from nachim.law.forms import Array
-from nachim.law.mixture import Best, MixtureFit
+from nachim.law.mixture import Best, MixtureFit, plain
 
 
 def summarise(law: MixtureFit, target: Array, best: Best, scale: Mapping[str, float]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def summarise(law: MixtureFit, target: Array, best: Best, scale: Mapping[str, fl
             name: dict(zip(("value", "low", "high"), one, strict=True)) for name, one in best.forecast.texts.items()
         },
         "best_trained": {"weights": dict(zip(runs.corpora, trained.tolist(), strict=True)), "loss": means[first]},
-        "worth": worth and dict(zip(("multiplier", "low", "high"), worth, strict=True)),
+        "worth": plain(worth),
         "held_out_error": {
             "weighted": _mean(whole),
             **{name: _mean(column) for name, column in zip(runs.texts, off.T, strict=True)},
@@ -101,11 +101,16 @@ def verdict_line(sealed: dict[str, Any], verdict: dict[str, Any]) -> str:
     )
     if sealed["worth"] is None or verdict["worth"] is None:
         return said + "."
-    one = sealed["worth"]
+    forecast, found = ({name: times(value) for name, value in one["worth"].items()} for one in (sealed, verdict))
     return (
-        f"{said}: worth {verdict['worth']:.2f} times the tokens, forecast {one['multiplier']:.2f} "
-        f"({one['low']:.2f} to {one['high']:.2f})."
+        f"{said}: worth {found['multiplier']} times the tokens, forecast {forecast['multiplier']} "
+        f"({forecast['low']} to {forecast['high']})."
     )
+
+
+def times(value: float | None) -> str:
+    """A multiplier of tokens; None is one that no number of tokens would reach."""
+    return "any number of" if value is None else f"{value:.2f}"
 
 
 def _percent(value: float | None) -> str:

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from nachim.app.figures import BAND, DEPTH, FORECAST, LAW, MEASURED, SHAPES, TEMPLATE
-from nachim.app.mix_law import verdict_line
+from nachim.app.mix_law import times, verdict_line
 from nachim.app.page import Html, bullets, cards, document, element, figure, table
 from nachim.law.forms import Array
 from nachim.law.mixture import Best, MixtureFit
@@ -56,8 +56,8 @@ def write_law(path: Path, title: str, law: MixtureFit, target: Array, best: Best
     ]
     if told["worth"]:
         one = told["worth"]
-        ends = f"{one['low']:.3f} to {one['high']:.3f}, over the best mixture trained"
-        facts.append(("worth, times the tokens", f"{one['multiplier']:.3f}", ends))
+        ends = f"{times(one['low'])} to {times(one['high'])}, over the best mixture trained"
+        facts.append(("worth, times the tokens", times(one["multiplier"]), ends))
     parts = [
         element("div", f"Least loss at {head}.", kind="verdict"),
         element("p", verdict_line(told["sealed"], verdict), kind="note") if verdict else "",
@@ -147,7 +147,7 @@ def _triangle(law: MixtureFit, target: Array, best: Best, steps: int = 40) -> go
     square = {"color": FORECAST, "size": 13, "symbol": "square", "line": {"color": "#ffffff", "width": 1}}
     fig.add_scatterternary(**place(best.point[None]), mode="markers", marker=square, name="best")
     axes = {f"{axis}axis": {"title": name, "tickformat": ".0%"} for axis, name in zip("abc", names, strict=True)}
-    return fig.update_layout(ternary={**axes, "bgcolor": "rgba(0,0,0,0)"})
+    return fig.update_layout(ternary={**axes, "bgcolor": "rgba(0,0,0,0)"}, legend={"orientation": "h", "y": -0.08})
 
 
 def _intervals(law: MixtureFit, best: Best) -> go.Figure:

@@ -62,6 +62,8 @@ class Online(Part):
             self.refuse(
                 "stretches", f"is {self.stretches}; it must be from 2 to the run's {self.base.train.steps} steps"
             )
+        if (warmup := self.base.train.schedule.warmup_tokens) > self.token(1):
+            self.refuse("stretches", f"is {self.stretches}: one is shorter than the warm-up of {warmup:,}; take fewer")
 
     @property
     def reference(self) -> Run:

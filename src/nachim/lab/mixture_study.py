@@ -19,7 +19,7 @@ from nachim.lab.mixture import Simplex, climb, mixed, simplex, table_of
 from nachim.lab.study import View
 from nachim.lab.work import Place, open_batches
 from nachim.law.forms import Array
-from nachim.law.mixture import Best, MixtureFit, fit_mixture
+from nachim.law.mixture import Best, MixtureFit, fit_mixture, plain
 from nachim.law.mixture_runs import MixtureRuns
 from nachim.law.mixture_runs import read as read_runs
 from nachim.spec import Mixture, Part, Run, UserError, diff
@@ -146,7 +146,7 @@ class MixStudy:
             "base": dict(zip(self._names, self.base_shares().tolist(), strict=True)),
             "held": list(best.held),
             "runs": [row for rows in runs for row in rows],
-            "worth": worth and dict(zip(("multiplier", "low", "high"), worth, strict=True)),
+            "worth": plain(worth),
             "level": LEVEL,
             "sealed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
@@ -201,7 +201,7 @@ class MixStudy:
         worth = law.worth(self.base_shares(), self.base_shares(), target, scale, ratio=chosen / base)
         verdict = {
             "runs": rows,
-            "worth": worth and worth[0],
+            "worth": plain(worth),
             "better": chosen < base,
             "inside": all(row["inside"] for row in rows),
             "sha256": sealed["sha256"],

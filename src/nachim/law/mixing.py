@@ -17,8 +17,9 @@ FLOOR = (-9.0, 1.0)
 """Bounds of the log of the floor over the mean loss."""
 ALONE = (-12.0, 6.0)
 """Bounds of the log of what one corpus alone leaves above the floor, over the mean loss."""
-POWER = (-2.0, 5.0)
-"""Bounds of the powers of scale."""
+POWER = (0.0, 5.0)
+"""Bounds of the powers of scale: below 0 a longer run would be worse, and two token counts of small runs say so at
+times, of a part of the loss that the other part makes up for (ideas/code_share.md)."""
 
 
 @dataclass(frozen=True)

@@ -256,6 +256,13 @@ class MixtureFit:
         return found
 
 
+def plain(worth: tuple[float, float, float] | None) -> dict[str, float | None] | None:
+    """What `MixtureFit.worth` found as plain JSON values: None where no number of tokens would do."""
+    if worth is None:
+        return None
+    return {k: v if np.isfinite(v) else None for k, v in zip(("multiplier", "low", "high"), worth, strict=True)}
+
+
 def fit_mixture(runs: MixtureRuns, seed: int = 0, draws: int = DRAWS) -> MixtureFit:
     """Fit the mixture law of every held-out text to `runs`; deterministic.
 
