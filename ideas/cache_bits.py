@@ -59,6 +59,11 @@ def offset_tokens(x_SKE: Tensor) -> Tensor:
     return channels(x_SKE.permute(2, 0, 1)).permute(1, 2, 0)
 
 
+def whole_tokens(x_SKE: Tensor) -> Tensor:
+    """A step and an offset a token, for all heads."""
+    return offset_tokens(x_SKE.flatten(1)[:, None]).view_as(x_SKE)
+
+
 def tried(form: Form) -> type[Narrow]:
     """A shelf that holds what a form makes of whole blocks, in fp32."""
 
@@ -88,6 +93,7 @@ WAYS: dict[str, tuple[Form, Form]] = {
     "keys alone, by channels": (channels, as_it_is),
     "keys alone, by tokens": (tokens, as_it_is),
     "keys alone, by tokens with offsets": (offset_tokens, as_it_is),
+    "keys alone, by tokens with offsets, all heads in one": (whole_tokens, as_it_is),
     "values alone, by tokens": (as_it_is, tokens),
 }
 """What keys and values of whole blocks become, in four bits."""
@@ -96,6 +102,7 @@ PAIRS = (
     ("keys by channels, values by tokens", "keys by tokens with offsets, values by tokens"),
     ("keys alone, by channels", "keys alone, by tokens"),
     ("keys alone, by channels", "keys alone, by tokens with offsets"),
+    ("keys alone, by channels", "keys alone, by tokens with offsets, all heads in one"),
     ("keys alone, by tokens", "values alone, by tokens"),
 )
 

@@ -101,7 +101,11 @@ class Scheduler:
             end = min(begin + self.block, sequence.n_prompt)
             nothing = not (plan.rows or plan.blocks)
             held_up = bool(plan.rows) and begun and len(plan.blocks) >= self.beside
-            if held_up or (end - begin > left and not nothing) or not self._reserve(sequence, end, plan):
+            if held_up or (end - begin > left and not nothing):
+                break
+            # nobody gives way for more than one block: it may be that pages come free once this one is packed
+            took = self._take if begin > sequence.computed else self._reserve
+            if not took(sequence, end, plan):
                 break
             plan.blocks.append((sequence, begin, end))
             left -= end - begin
