@@ -107,8 +107,8 @@ def test_a_model_that_writes_no_text_is_told_of(text, tmp_path):
         list(opened(replace(short, temperature=50.0), tmp_path).rows())
 
 
-def measured(bpb: float, pairs: float) -> Measured:
-    return Measured(bpb, {}, {"1": 0.1, "2": pairs}, {}, {}, 0.0, 1, {}, 0.0)
+def measured(bpb: float, tail: float) -> Measured:
+    return Measured(bpb, {}, {"1": tail, "2": 0.1}, {}, {}, 0.0, 1, {}, 0.0)
 
 
 @pytest.mark.parametrize(

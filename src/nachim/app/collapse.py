@@ -74,7 +74,7 @@ def collapse(
         temperature: With which each generation writes.
         top_p: Each writes from the likeliest tokens that have this share together.
         rise: Collapsed is a generation whose bpb of human text is above that of generation 0 by more than this share,
-        tail: or whose text has less than this share of generation 0's mass of rare pairs.
+        tail: or whose text has less than this share of generation 0's mass of rare tokens.
         json: Print one JSON object.
     """
     from nachim.lab.collapse import Arm, Collapse, Criterion
@@ -122,7 +122,7 @@ def open_collapse(spec: Collapse, out: Path, criterion: Criterion | None = None)
         for row in study.rows():
             rows.append(row)
             name = f"{row.arm or 'human text'}, seed {row.seed}, generation {row.generation}"
-            view.say(f"{name}: {row.measured.bpb:.3f} bpb, rare pairs {row.measured.tail['2']:.3f}")
+            view.say(f"{name}: {row.measured.bpb:.3f} bpb, rare tokens {row.measured.tail['1']:.3f}")
     found = summary(rows, study.reference, criterion or Criterion())
     write_text(out / SUMMARY, jsonlib.dumps(found, indent=1) + "\n")
     write_page(out / PAGE, found)
@@ -149,19 +149,19 @@ def sentences(found: dict[str, Any]) -> list[str]:
     rule = found["criterion"]
     lines = [
         f"collapsed: bpb of human text more than {rule['rise']:.0%} above generation 0's of the same seed, or less "
-        f"than {rule['tail']:.0%} of its mass of rare pairs, from there on"
+        f"than {rule['tail']:.0%} of its mass of rare tokens, from there on"
     ]
     for arm in found["arms"]:
         told, last = arm["collapse"], len(arm["generations"]) - 1
         rises = [_rise(arm["generations"], place) for place in range(len(told))]
-        spread = f"bpb at generation {last} {mean(rises):+.1%} ({min(rises):+.1%} to {max(rises):+.1%})"
-        at = [one["generation"] for one in told]
-        said = ", ".join("not at all" if one is None else f"at {one}" for one in at)
-        if all(one is None for one in at):
-            said = f"no collapse in {last} generations, {len(at)} seeds"
+        spread = f" ({min(rises):+.1%} to {max(rises):+.1%} by seed)" if len(rises) > 1 else ", one seed"
+        if all(one["generation"] is None for one in told):
+            said = f"no collapse by generation {last}"
         else:
-            said = f"collapse by seed: {said} (by {', '.join(sorted({one['by'] for one in told if one['by']}))})"
-        lines.append(f"{arm['arm']}: {said}; {spread}")
+            each = ", ".join(f"at generation {at}" if (at := one["generation"]) else "not" for one in told)
+            said = f"collapse {each}, seed by seed" if len(told) > 1 else f"collapse {each}"
+            said += f", by {' and '.join(sorted({one['by'] for one in told if one['by']}))}"
+        lines.append(f"{arm['arm']}: {said}; bpb of human text {mean(rises):+.1%} at generation {last}{spread}")
     return lines
 
 

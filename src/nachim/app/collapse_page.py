@@ -45,7 +45,7 @@ def write_page(path: Path, found: dict[str, Any]) -> None:
                 ("human text", f"{human['tokens']:,}", "tokens, and as many of each generation"),
                 ("seeds", str(len(found["seeds"])), "weights, order and draws anew"),
                 ("its own distinct-2", f"{human['distinct']['2']:.3f}", "of the same number of tokens"),
-                ("rare pairs in held-out text", f"{human['tail']['2']:.3f}", "of its pairs; 0.1 of what was learnt"),
+                ("rare tokens in held-out text", f"{human['tail']['1']:.3f}", "of its tokens; 0.1 of what was learnt"),
             ]
         ),
         figure("By generation", drawn, CAPTION, ""),
@@ -62,12 +62,12 @@ def curves(found: dict[str, Any]) -> go.Figure:
     fig = make_subplots(down, ACROSS, subplot_titles=titles, vertical_spacing=0.32 / down, horizontal_spacing=0.09)
     for place, path in enumerate(COLUMNS):
         where = {"row": place // ACROSS + 1, "col": place % ACROSS + 1}
-        if path in HUMAN:
-            fig.add_hline(y=reach(found["human"], path), line={"color": LAW, "width": 2, "dash": "dash"}, **where)
         for number, arm in enumerate(found["arms"]):
             _arm(fig, arm, path, SHAPES[number % len(SHAPES)], place == 0, where)
-    fig.update_layout(template=TEMPLATE, height=HIGH * down + 80, margin={"l": 50, "r": 10, "t": 80, "b": 40})
-    fig.update_layout(legend={"orientation": "h", "y": 1.06, "yanchor": "bottom"})
+        if path in HUMAN:
+            fig.add_hline(y=reach(found["human"], path), line={"color": LAW, "width": 2, "dash": "dash"}, **where)
+    fig.update_layout(template=TEMPLATE, height=HIGH * down + 60, margin={"l": 50, "r": 10, "t": 70, "b": 40})
+    fig.update_layout(legend={"orientation": "h", "y": 1.03, "yanchor": "bottom"})
     fig.update_xaxes(dtick=1, title=None)
     fig.update_xaxes(title="generation", row=down)
     return fig.update_annotations(font_size=13).update_yaxes(gridcolor=GRID)

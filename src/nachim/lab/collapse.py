@@ -28,8 +28,8 @@ from nachim.spec.disk import locked, read_json, write_text
 from nachim.train.loop import Watch
 
 HUMAN, NAME = "human", "collapse.json"
-PAIRS = "2"
-"""Whose tail is judged."""
+TOKENS = "1"
+"""The tail that is judged: that of tokens. Pairs that are rare in human text come more often with every mistake."""
 Listen = Callable[[str, float], None]
 """Hears what is at work, and the share of it done."""
 
@@ -188,7 +188,7 @@ class Study:
 @dataclass(frozen=True)
 class Criterion:
     """When a generation has collapsed: held-out human text costs it more than `rise` above what it costs generation 0
-    of the same seed, or the rare pairs of human text have less than `tail` of the mass that they have in its text."""
+    of the same seed, or the rare tokens of human text have less than `tail` of the mass that they have in its text."""
 
     rise: float = 0.1
     tail: float = 0.5
@@ -197,7 +197,7 @@ class Criterion:
         """Which of the two holds, "bpb" before "tail"; None where neither does."""
         if now.bpb > (1 + self.rise) * first.bpb:
             return "bpb"
-        return "tail" if now.tail[PAIRS] < self.tail * first.tail[PAIRS] else None
+        return "tail" if now.tail[TOKENS] < self.tail * first.tail[TOKENS] else None
 
 
 def collapses(rows: Sequence[Row], arm: str, seed: int, criterion: Criterion) -> tuple[int, str] | None:
