@@ -117,6 +117,8 @@ def test_a_decoder_that_was_trained_here_with_even_loads_is_written():
     family, values = config_for(trained, 64)
     assert family.model_type == "deepseek_v3"
     assert read_config(values)[2].blocks[0].ffn == replace(experts, bias_step=0.0)
+    square = replace(trained, attention=replace(trained.attention, d_value=None))
+    assert config_for(square, 64)[1]["v_head_dim"] == square.attention.d_head
     family, values = config_for(replace(trained, mtp=MTP(depth=2, weight=0.1)), 64)
     assert (family.model_type, values["num_nextn_predict_layers"]) == ("deepseek_v3", 2)
     older = read_config(CONFIGS["V2, groups, YaRN"].to_dict())[2]

@@ -20,7 +20,7 @@ from nachim.model.hf.family import Family
 from nachim.model.hf.fold import Folded
 from nachim.model.hf.rules import Rule
 from nachim.model.hf.source import Source, check, tensors_in, write_tensors
-from nachim.spec import MTP, Decoder, MoE, NoPosition, Pattern, Position, UserError, diff
+from nachim.spec import MLA, MTP, Decoder, Mixer, MoE, NoPosition, Pattern, Position, UserError, diff
 from nachim.spec.disk import read_json, write_text
 from nachim.spec.model import Block
 
@@ -212,7 +212,7 @@ def unrolled(decoder: Decoder) -> Decoder:
     """The same decoder with every pattern written as the parts of all layers, or as one part where all are equal.
 
     What matters to training alone, of experts and of modules for further tokens, is as in a new import, for configs do
-    not say it; so is the position of a mixer that asks for none.
+    not say it; so is the position of a mixer that asks for none, and a width that follows from another is said.
     """
 
     def over(parts: Sequence[Any]) -> Any:
@@ -222,11 +222,16 @@ def unrolled(decoder: Decoder) -> Decoder:
     ffn = [untrained(block.ffn) if isinstance(block.ffn, MoE) else block.ffn for block in blocks]
     return replace(
         decoder,
-        attention=over([block.mixer for block in blocks]),
+        attention=over([whole(block.mixer) for block in blocks]),
         ffn=None if decoder.ffn is None else over(ffn),
         position=over([heard(block) for block in blocks]),
         mtp=None if decoder.mtp is None else MTP(depth=decoder.mtp.depth),
     )
+
+
+def whole(mixer: Mixer) -> Mixer:
+    """A mixer with the width of its values said."""
+    return replace(mixer, d_value=mixer.value_width) if isinstance(mixer, MLA) else mixer
 
 
 def heard(block: Block) -> Position:
