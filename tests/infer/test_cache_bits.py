@@ -103,21 +103,26 @@ def test_pages_hold_what_the_codes_mean(kind: type, bare: bool):
 @pytest.mark.parametrize(("kind", "cache"), [("latent", "int8"), *((kind, "int4") for kind in KINDS)])
 def test_answers_are_the_same_bits_whatever_else_is_served(kind: str, cache: str):
     spec = KINDS[kind]
-    asked = prompts(spec, 14, 37, 50)
-    asked.append(asked[1][:34] + asked[0][:3])
-    options = GREEDY | DRAWN | {"max_tokens": 7}
+    asked = prompts(spec, 14, 15, 37)
+    asked.append(asked[2][:34] + asked[0][:3])
+    options = GREEDY | DRAWN | {"max_tokens": 12}
     wanted = alone(spec, asked, cache=cache, **options)
     roomy = engine(spec, cache=cache)
     assert said(roomy.generate(asked, **options)) == wanted
     assert said(roomy.generate(asked[2:], **options)) == wanted[2:]
     assert roomy.facts()["prefix_hits"]
-    tight = engine(spec, cache=cache, cache_tokens=64, budget=20, draft="ngram")
+    tight = engine(spec, cache=cache, cache_tokens=56, budget=20, draft="ngram")
     assert said(tight.generate(asked, **options)) == wanted
     assert tight.scheduler.preempted
-    full = engine(spec, cache=cache, cache_tokens=64, prefixes=False)
-    assert said(full.generate(asked[2:3], **options)) == wanted[2:3]
-    assert not full.scheduler.preempted
     assert wanted != alone(spec, asked, None, **options)
+
+
+def test_a_prompt_that_fills_the_cache_takes_the_pages_that_its_blocks_leave():
+    asked = prompts(PLAIN, 61)
+    full = engine(cache="int4", cache_tokens=64)
+    assert len(full.store.pools[None].owners) * 8 < 61
+    assert said(full.generate(asked, **GREEDY)) == alone(PLAIN, asked, "int4", **GREEDY)
+    assert not full.scheduler.preempted
 
 
 @pytest.mark.parametrize("spec", [PLAIN, HYBRID], ids=["plain", "hybrid"])
