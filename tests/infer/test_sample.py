@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from transformers import (
 )
 
 from nachim.infer.request import Sampling
-from nachim.infer.sample import adjusted, draw, law, likeliest, residual, uniform
+from nachim.infer.sample import adjusted, draw, law, likeliest, likeliest_of, residual, uniform
 from nachim.spec import UserError
 
 V = 40
@@ -125,3 +127,10 @@ def test_bad_sampling_is_refused_in_a_sentence(options, told):
     with pytest.raises(UserError) as found:
         Sampling(**options)
     assert told in str(found.value)
+
+
+def test_the_likeliest_of_rows_is_the_lowest_of_equals_and_tells_what_is_no_number():
+    told = likeliest_of(torch.tensor([[0.0, 2.0, 2.0], [1.0, float("nan"), 3.0], [-torch.inf] * 3]))
+    assert told[0] == (1, 2.0)
+    assert math.isnan(told[1][1]) and told[2][1] == -math.inf
+    assert likeliest_of(torch.empty(0, 3)) == []
