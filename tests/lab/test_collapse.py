@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from nachim.app.collapse import PAGE, open_collapse, sentences, told_of
+from nachim.data.read import Report
 from nachim.data.shards import read_shard
+from nachim.data.source import open_source
 from nachim.evaluate.generation import Measured
 from nachim.infer.folder import opened as loaded
 from nachim.lab.collapse import Arm, Collapse, Criterion, Row, Study, collapses
@@ -84,8 +86,13 @@ def test_a_generation_reads_what_the_one_before_wrote_and_all_of_it_is_accounted
     assert json.loads((whole[0] / "seed-0/replace-0/generation-1/run/run.json").read_text()) == run.to_json()
     parts = study.run_of(KEPT, 0, 2, folders).data.corpus.ingredients
     assert [one.name for one in parts] == ["human", "generation-0", "generation-1"]
-    rows = [row for path in sorted((folders[0] / "text").glob("*.zst")) for row in read_shard(path)]
+    rows = [row for path in sorted((folders[0] / "shards").glob("*.zst")) for row in read_shard(path)]
     first = whole[1][0].measured
+    texts = [
+        raw.decode()
+        for raw in open_source(study.run_of(ALONE, 0, 1, folders).data.corpus.ingredients[1].corpus).documents(Report())
+    ]
+    assert texts == [row["text"] for row in rows], "and nothing beside it"
     assert sum(row["tokens"] for row in rows) >= study.reference.tokens
     assert first.documents == len(rows) + sum(first.dropped.values())
 

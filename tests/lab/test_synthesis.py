@@ -17,11 +17,13 @@ import pytest
 from nachim.data.evolve import Evolve
 from nachim.data.instruct import SelfInstruct, Task
 from nachim.data.novelty import hashed, rouge_l, words_of
+from nachim.data.read import Report
 from nachim.data.shards import dropped_of, read_shard
+from nachim.data.source import open_source
 from nachim.lab.spending import OVER, Budget
 from nachim.lab.synthesis import Loop, Synthesis
 from nachim.lab.writer import Answer, Asked, Failed
-from nachim.spec import UserError
+from nachim.spec import Files, UserError
 
 WORDS = [
     *("sort", "count", "name", "write", "draw", "letters", "numbers", "birds", "towns"),
@@ -77,6 +79,9 @@ def test_every_proposal_is_kept_with_its_provenance_or_dropped_for_a_reason(tmp_
     rows = [row for shard in made.shards for row in read_shard(shard.path)]
     dropped = [row for shard in made.shards for row in read_shard(dropped_of(shard.path))]
     assert made.ended == "count" and len(rows) == made.ledger.kept.rows >= 12
+    report = Report()
+    texts = [raw.decode() for raw in open_source(Files(path=str(tmp_path / "tasks.jsonl.zst"))).documents(report)]
+    assert texts == [row["text"] for row in rows] and not report.skipped
     assert made.ledger.came.rows == len(rows) + len(dropped)
     reasons = Counter(row["reason"] for row in dropped)
     assert reasons == {reason: count.rows for reason, count in made.ledger.dropped.items()}
@@ -111,7 +116,7 @@ def test_killed_at_any_time_it_comes_to_the_same_shards(tmp_path):
         process = context.Process(target=_work, args=(str(out),))
         process.start()
         end = time.monotonic() + 60
-        while process.is_alive() and len(list(out.glob("shards/*.json"))) < rounds:
+        while process.is_alive() and len(list(out.glob("rounds/*.json"))) < rounds:
             assert time.monotonic() < end
             time.sleep(0.005)
         kills += process.is_alive()
@@ -141,7 +146,7 @@ def test_budgets_bound_what_is_sent_and_the_rest_is_counted(tmp_path):
 def test_failures_alone_make_no_round(tmp_path):
     with pytest.raises(UserError, match=r"none of 3 requests to fake was answered \(3 timed out\)"):
         loop(tmp_path, Fake(failing=1.0)).run(5)
-    assert not list(tmp_path.glob("shards/*"))
+    assert not list(tmp_path.glob("rounds/*"))
 
 
 def test_a_writer_that_has_nothing_new_ends_it(tmp_path):

@@ -83,7 +83,7 @@ def test_the_verb_makes_tasks_by_an_endpoint_and_shows_them(capsys, monkeypatch,
 
     command = ["evol", str(seeds), "--out", str(out), "--count", "6", "--per-round", "4", "--json"]
     with serving(say) as endpoint:
-        monkeypatch.setattr("nachim.lab.endpoint.time.sleep", lambda seconds: None)
+        monkeypatch.setattr("nachim.lab.endpoint.BACKOFF", 0.001)
         status, told, _ = run(capsys, monkeypatch, *command, "--endpoint", endpoint.url)
         found = json.loads(told)
         assert status == 0 and found["kept"] >= 6 and found["came"] == found["kept"] + sum(found["dropped"].values())
@@ -93,7 +93,7 @@ def test_the_verb_makes_tasks_by_an_endpoint_and_shows_them(capsys, monkeypatch,
         }
         again = json.loads(run(capsys, monkeypatch, *command, "--endpoint", endpoint.url)[1])
         assert len(endpoint.bodies) == sent and again["kept"] == found["kept"], "what is there is not asked again"
-    rows = [row for path in sorted(out.glob("shards/*.zst")) for row in read_shard(path)]
+    rows = read_shard(out / "tasks.jsonl.zst")
     page = (out / "synthesis.html").read_text()
     assert (
         all(row["provenance"]["generator"] == f"tiny at {endpoint.url}" for row in rows) and len(rows) == found["kept"]

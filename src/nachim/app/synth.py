@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nachim.lab.synthesis import Made, Synthesis
     from nachim.lab.writer import Writer
 
-PAGE = "synthesis.html"
+PAGE, TASKS = "synthesis.html", "tasks.jsonl.zst"
 REASONS = 12
 ENDS = {
     "count": "as many as were asked for",
@@ -40,7 +40,7 @@ class Synthesise:
     seeds: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SEEDS.jsonl")]
     """Tasks to begin with, one JSON object a line: `instruction`, and if there are `id`, `input`, `output`."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """The folder: `shards/` of tasks, `dropped/` with the reasons, and a page."""
+    """The folder: `tasks.jsonl.zst`, `rounds/`, `dropped/` with the reasons, and a page."""
     count: int
     """Go on until there are at least so many new tasks; rounds are finished."""
     model: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
@@ -66,7 +66,7 @@ class Synthesise:
     seed: int = 0
     """Of the prompts and the draws: the same seed asks the same."""
     max_requests: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Send no more than so many requests, retries and earlier calls counted in."""
+    """Begin no more requests than this, retries and earlier calls counted in."""
     max_total_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Stop once so many tokens were read and written; what is in flight then still counts."""
     in_flight: int = 8
@@ -219,7 +219,7 @@ def sentences(found: dict[str, Any], out: Path) -> list[str]:
     """What a person reads at the end."""
     spent, most = found["spent"], sorted(found["dropped"].items(), key=lambda item: -item[1])
     lines = [
-        f"{found['kept']:,} of {found['came']:,} proposals kept in {out / 'shards'}, {found['rounds']} rounds: "
+        f"{found['kept']:,} of {found['came']:,} proposals kept in {out / TASKS}, {found['rounds']} rounds: "
         f"{ENDS[found['ended']]}",
         *(f"  {count:,} dropped: {reason}" for reason, count in most[:REASONS]),
         f"{spent['requests']:,} requests to {found['generator']}: {spent['prompt_tokens']:,} tokens read, "

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from nachim.data.passages import drawn, passages
 from nachim.data.prepare import prepare
 from nachim.data.read import Report
-from nachim.data.shards import Shard, digest, write_lines
+from nachim.data.shards import Shard, digest, read_shard, write_lines
 from nachim.data.source import open_source
 from nachim.evaluate.generation import Human, Measured
 from nachim.lab.work import Place, carry_out, settle
@@ -27,7 +27,7 @@ from nachim.spec import Data, Files, Ingredient, Mixture, Part, Run, UserError
 from nachim.spec.disk import locked, read_json, write_text
 from nachim.train.loop import Watch
 
-HUMAN, NAME = "human", "collapse.json"
+HUMAN, NAME, TEXT = "human", "collapse.json", "text.jsonl.zst"
 TOKENS = "1"
 """The tail that is judged: that of tokens. Pairs that are rare in human text come more often with every mistake."""
 Listen = Callable[[str, float], None]
@@ -152,6 +152,8 @@ class Study:
         found = carry_out(run, folder / "run", self.place, heard, watch=self.watch)
         bpb = found["validation"]["sources"][HUMAN]["bpb"]
         shards = self._write(folder, arm, seed, number, title)
+        # one file to be read: beside shards stand their notes, which are no text
+        write_lines(folder / TEXT, [row for shard in shards for row in read_shard(shard.path)])
         measured = self.reference.measured(bpb, shards)
         write_text(done, json.dumps(measured.to_json(), indent=1) + "\n")
         return measured
@@ -169,7 +171,7 @@ class Study:
 
     def _text(self, folder: Path) -> Files:
         held = max(1, self.human.validation_bytes // 4)
-        return Files(path=str(folder / "text"), validation_bytes=held, near_duplicates=True)
+        return Files(path=str(folder / TEXT), validation_bytes=held, near_duplicates=True)
 
     def _write(self, folder: Path, arm: Arm | None, seed: int, number: int, title: str) -> list[Shard]:
         writing = Writing(
@@ -182,7 +184,7 @@ class Study:
         def heard(done: float) -> None:
             self.listen(f"{title}: writing", done)
 
-        return written(folder / "run", folder / "text", writing, heard, self.watch.stopping)
+        return written(folder / "run", folder / "shards", writing, heard, self.watch.stopping)
 
 
 @dataclass(frozen=True)

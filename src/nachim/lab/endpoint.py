@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import time
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ AGAIN = frozenset({TIMEOUT, BUSY, BROKEN, NO_CONNECTION, JUNK})
 """What may go better the next time."""
 HOPELESS = {401: "the key is wrong or missing", 403: "the key does not allow it", 404: "no such model or address"}
 """Statuses that every request would get."""
+BACKOFF = 1.0
+"""Seconds before the second attempt."""
 BYTES_PER_TOKEN = 4
 """Where an endpoint does not say what it took."""
 
@@ -30,7 +32,7 @@ class EndpointWriter:
     """The model `model` at `url` (such as http://127.0.0.1:8000/v1); by default the first that the endpoint lists.
 
     At most `together` requests are in flight. One that fails in a way that may pass is asked again `retries` times,
-    after `backoff` seconds, twice that, and so on up to a minute, with jitter, or as the server's Retry-After says.
+    after `BACKOFF` seconds, twice that, and so on up to a minute, with jitter, or as the server's Retry-After says.
     The key is taken from the environment (OPENAI_API_KEY). Raises UserError where no request could succeed.
     """
 
@@ -41,10 +43,12 @@ class EndpointWriter:
         together: int = 8,
         timeout: float = 60.0,
         retries: int = 4,
-        backoff: float = 1.0,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
-        self.together, self.retries, self.backoff, self.sleep, self.url = together, retries, backoff, sleep, url
+        self.together, self.retries, self.url = together, retries, url
+        self.left = threading.Event()
+        """Set once nobody waits for answers any more: threads then send nothing."""
+        self.sleep = sleep or self.left.wait
         self.client = _client(url, timeout)
         self.model = model or self._first()
         self.name = f"{self.model} at {url}"
@@ -71,6 +75,7 @@ class EndpointWriter:
                     found[places[future]] = future.result()
                     tick(len(found) / len(asked))
             except BaseException:
+                self.left.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return [found[place] for place in range(len(asked))]
@@ -89,10 +94,10 @@ class EndpointWriter:
                 reason, about, wait = reason_of(error)
                 if isinstance(error, openai.APIStatusError) and error.status_code in HOPELESS:
                     raise UserError(f"{self.url} refuses {self.model}: {HOPELESS[error.status_code]}") from error
-                if reason not in AGAIN or len(before) >= self.retries:
+                if reason not in AGAIN or len(before) >= self.retries or self.left.is_set():
                     return Failed(reason, about, tuple(before))
                 before.append(reason)
-                wait = min(60.0, self.backoff * 2 ** (len(before) - 1)) if wait is None else min(60.0, wait)
+                wait = min(60.0, BACKOFF * 2 ** (len(before) - 1)) if wait is None else min(60.0, wait)
                 self.sleep(wait * (1 + jitter.random() / 4))
 
     def _send(self, one: Asked) -> Any:

@@ -15,8 +15,8 @@ OVER = "over the budget"
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent on all rounds together; None is no bound. Tokens are read and written, and may be overshot by
-    what the requests in flight take."""
+    """What may be spent on all rounds together; None is no bound. Retries are requests, and tokens those read and
+    written: both may be overshot by what the requests in flight take."""
 
     requests: int | None = None
     tokens: int | None = None

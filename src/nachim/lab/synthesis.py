@@ -26,7 +26,7 @@ from nachim.spec import Part, UserError
 from nachim.spec.disk import locked, read_json
 from nachim.train.stopping import Stopped
 
-NAME = "synthesis.json"
+NAME, TASKS = "synthesis.json", "tasks.jsonl.zst"
 BARREN = 5
 """Rounds in turn that may keep nothing before the work ends."""
 QUESTION_TOKENS = 8
@@ -113,7 +113,7 @@ class Loop:
         with locked(self.out / ".lock"):
             barren, last = 0, ""
             for number in itertools.count():
-                path = self.out / "shards" / f"{number:05}{SUFFIX}"
+                path = self.out / "rounds" / f"{number:05}{SUFFIX}"
                 key = digest(self.spec.to_json(), number, last)
                 shard = done(path, key)
                 if shard is None:
@@ -141,6 +141,8 @@ class Loop:
         for shard in self.shards:
             ledger.add(shard.ledger)
         ledger.balance(str(self.out))
+        # one file to be read: beside rounds stand their notes, which are no tasks
+        write_lines(self.out / TASKS, [row for shard in self.shards for row in read_shard(shard.path)])
         return Made(self.shards, ledger, self.spent, ended)
 
     def _know(self, shard: Shard) -> None:
