@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from nachim.model.hf import Family
     from nachim.model.hf.gguf_blocks import Low
+    from nachim.model.quantized.spread import Spread
 
 GGUF, TOLD = "model.gguf", "tokenizer_config.json"
 NO_TOKENIZER = "no_vocab"
@@ -39,7 +40,8 @@ def export(
     The decoder is written in the first family that has all its parts; where none has, nothing is written and the part
     in the way is named. Weights keep their precision; the factors of a parametrisation go into them. What `nachim
     import` read is given back as it was: the same tensors, the same config and tokenizer. What `nachim quantize` wrote
-    goes to GGUF code for code: int8 as Q8_0, int4 as Q4_1, or as Q4_0 where it is symmetric.
+    goes out code for code: to GGUF int8 as Q8_0, int4 as Q4_1, or as Q4_0 where it is symmetric, and to hf in the
+    layout of compressed-tensors.
 
     Example: nachim export runs/first exported && nachim import exported --out runs/again
 
@@ -59,11 +61,26 @@ def exported(run: Path, out: Path) -> dict[str, Any]:
     from nachim.model.hf import write_checkpoint
     from nachim.model.hf.fold import folded
     from nachim.model.load import open_run
+    from nachim.model.quantized.store import is_quantized
 
+    if is_quantized(run):
+        return exported_codes(run, out)
     decoder, source = folded(*open_run(run))
     family, config = config_of(run, decoder)
     with new_folder(out) as folder:
         write_checkpoint(folder, family, config, decoder, source)
+        carried = carry_tokenizer(run, folder)
+    return {"out": str(out), "model_type": family.model_type, "params_total": decoder.params_total, "carried": carried}
+
+
+def exported_codes(run: Path, out: Path) -> dict[str, Any]:
+    """Write a quantised run as a Hugging Face checkpoint in the layout of compressed-tensors; what was written."""
+    from nachim.model.hf.compressed import write_compressed
+
+    decoder, model = spread_of(run, "compressed-tensors")
+    family, config = config_of(run, decoder)
+    with new_folder(out) as folder:
+        write_compressed(folder, family, config, decoder, model)
         carried = carry_tokenizer(run, folder)
     return {"out": str(out), "model_type": family.model_type, "params_total": decoder.params_total, "carried": carried}
 
@@ -96,20 +113,25 @@ def exported_gguf(run: Path, out: Path) -> dict[str, Any]:
 
 
 def low_of_run(run: Path) -> tuple[Decoder, Mapping[str, Tensor], Low]:
-    """The decoder of a quantised run in the standard parametrisation, its weights, and their codes as GGUF has them.
-
-    A parametrisation's factors are multiplied into scales.
-    """
-    from nachim.model.hf.fold import folded
+    """The decoder of a quantised run, its weights, and what their codes are as blocks of GGUF."""
     from nachim.model.hf.gguf_blocks import low_of
+
+    decoder, model = spread_of(run, "GGUF")
+    return decoder, model.values, low_of(model)
+
+
+def spread_of(run: Path, to: str) -> tuple[Decoder, Spread]:
+    """A quantised run for the format `to`, in the standard parametrisation: its factors are multiplied into scales."""
+    from nachim.model.hf.fold import folded
     from nachim.model.load import open_quantized
+    from nachim.model.quantized.spread import spread
     from nachim.model.quantized.store import TOLD
 
     decoder, kept, coded = open_quantized(run)
-    low = low_of(Part.load(run / TOLD).scheme, coded, kept)
-    plain, values = folded(decoder, low.values)
-    scales, lows = (folded(decoder, each)[1] for each in (low.scales, low.lows))
-    return plain, values, low._replace(values=values, scales=scales, lows=lows)
+    model = spread(Part.load(run / TOLD).scheme, coded, kept, to)
+    values, scales, lows = (folded(decoder, each)[1] for each in (model.values, model.scales, model.lows))
+    plain, _ = folded(decoder, model.values)
+    return plain, model._replace(values=values, scales=scales, lows=lows)
 
 
 def tokens_of(run: Path, config: dict[str, Any], vocab_size: int) -> dict[str, Any]:

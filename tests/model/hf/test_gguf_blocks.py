@@ -13,6 +13,7 @@ from gguf.quants import dequantize, quantize
 from nachim.app.export import export
 from nachim.model.hf.gguf_blocks import blocks, kind_of, low_of
 from nachim.model.quantized.grid import Coded, nearest
+from nachim.model.quantized.spread import spread
 from nachim.spec import NF4, Attention, CompleteP, Decoder, Int4, Int8, SwiGLU, UserError
 from tests.model.quantized.low import written
 
@@ -28,8 +29,9 @@ LLAMA = Decoder(
 
 
 def made(coded: Coded) -> tuple[GGMLQuantizationType, np.ndarray]:
-    low = low_of(coded.grid.scheme, {"one": [coded]}, {})
-    return low.kind, blocks("one", low.kind, low.values["one"], low.scales["one"], low.lows["one"])
+    model = spread(coded.grid.scheme, {"one": [coded]}, {}, "GGUF")
+    low = low_of(model)
+    return low.kind, blocks("one", low.kind, model.values["one"], low.scales["one"], low.lows["one"])
 
 
 @pytest.mark.parametrize("scheme", [Int8(), Int4(group=32, symmetric=True), Int4(group=128, symmetric=True)], ids=str)
@@ -85,8 +87,8 @@ def test_a_file_holds_the_tensors_of_the_decoded_model(tmp_path, scheme, scaled)
 
 
 def test_what_gguf_cannot_say_is_refused(tmp_path):
-    with pytest.raises(UserError, match="GGUF has no blocks of NF4: quantise to int8 or int4"):
-        kind_of(NF4())
+    with pytest.raises(UserError, match="GGUF has no place for NF4: quantise to int8 or int4"):
+        made(nearest(WEIGHT, NF4()))
     with pytest.raises(UserError, match=r"weights in groups of 16 do not fit GGUF, whose blocks of 32 share a scale"):
         kind_of(Int4(group=16))
     plain = nearest(WEIGHT, Int8())

@@ -7,18 +7,17 @@ and Q4_0 ((code - 8) d), d and m of Q4_1 (code d + m). The layouts are those of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import LlamaFileType as FileType
 from torch import Tensor
 
-from nachim.model.quantized.grid import MIDDLE, Coded
-from nachim.spec import NF4, Int4, Int8, UserError
+from nachim.model.quantized.spread import Spread
+from nachim.spec import Int4, Int8, UserError
 from nachim.spec.quantize import Scheme
 
 BLOCK = 32
@@ -26,45 +25,23 @@ FILES = {Kind.Q8_0: FileType.MOSTLY_Q8_0, Kind.Q4_0: FileType.MOSTLY_Q4_0, Kind.
 
 
 class Low(NamedTuple):
-    """Quantised matrices as matrices of one number a weight, so that they can be cut and turned like any weight."""
+    """A quantised model's scales, and what codes of 0 stand for, spread over all weights: NaN of what was kept."""
 
     kind: Kind
-    values: Mapping[str, Tensor]
-    """What codes stand for; NaN elsewhere in the other two."""
     scales: Mapping[str, Tensor]
     lows: Mapping[str, Tensor]
-    """What a code of 0 stands for."""
 
 
 def kind_of(scheme: Scheme) -> Kind:
-    """The kind of block for a scheme. Raises UserError where GGUF has none."""
-    if isinstance(scheme, NF4):
-        raise UserError("GGUF has no blocks of NF4: quantise to int8 or int4")
+    """The kind of block for Int8 or Int4. Raises UserError where groups do not fit blocks."""
     if isinstance(scheme, Int4) and scheme.group % BLOCK:
         raise UserError(f"weights in groups of {scheme.group} do not fit GGUF, whose blocks of {BLOCK} share a scale")
     return Kind.Q8_0 if isinstance(scheme, Int8) else Kind.Q4_0 if scheme.symmetric else Kind.Q4_1
 
 
-def low_of(scheme: Scheme, coded: Mapping[str, Sequence[Coded]], kept: Mapping[str, Tensor]) -> Low:
-    """All tensors of a quantised model as a file's rules read them. Raises UserError for what GGUF cannot say."""
-    kind = kind_of(scheme)
-    unknown = {name: torch.full_like(tensor, torch.nan, dtype=torch.float32) for name, tensor in kept.items()}
-    values, scales, lows = dict(kept), dict(unknown), dict(unknown)
-    for name, each in coded.items():
-        if any(one.divisor_I is not None for one in each):
-            raise UserError(f"what {name} reads is divided first, which GGUF cannot say: quantise by rtn or gptq")
-        found = zip(*((one.decode(), *_spread(one)) for one in each), strict=True)
-        for store, parts in zip((values, scales, lows), found, strict=True):
-            store[name] = parts[0] if len(parts) == 1 else torch.stack(parts)
-    return Low(kind, values, scales, lows)
-
-
-def _spread(coded: Coded) -> tuple[Tensor, Tensor]:
-    """For each weight [O, I] its scale, and what a code of 0 stands for."""
-    scale_OG, zero_OG = coded.grid.scale_OG, coded.grid.zero_OG
-    low_OG = -scale_OG * (MIDDLE if zero_OG is None else zero_OG)
-    width = coded.codes_OI.shape[1] // scale_OG.shape[1]
-    return scale_OG.repeat_interleave(width, 1), low_OG.repeat_interleave(width, 1)
+def low_of(model: Spread) -> Low:
+    """What GGUF's blocks are made of."""
+    return Low(kind_of(model.scheme), model.scales, model.lows)
 
 
 def blocks(name: str, kind: Kind, value: Tensor, scale: Tensor, low: Tensor) -> npt.NDArray[np.uint8]:
