@@ -88,6 +88,12 @@ class MixtureFit:
         """The largest value of each scale that the law reads."""
         return {name: float(self.runs.scales[name].max()) for name in self.scales}
 
+    @property
+    def wider(self) -> float:
+        """How much wider 90 % are for the few trunks there are: Student's quantile over the normal one."""
+        freedom = max(1, int(self.runs.trunk.max()) - self.law.corpora)
+        return float(special.stdtrit(freedom, 0.95) / special.ndtri(0.95))
+
     def coefficients(self) -> dict[str, dict[str, tuple[float, float, float]]]:
         """Of each text, with 90 % intervals, at the largest scale: its floor `c`, the height `k` and slopes `t/CORPUS`,
         which add up to 0; `alone/CORPUS`, its loss after that corpus alone; and the powers of scale, `power/SCALE`
@@ -156,8 +162,7 @@ class MixtureFit:
         centre, drawn = self.losses(shares, scale), self._losses(self.refits, shares, scale)
         row = rng.integers(len(self.runs), size=drawn.shape[1])
         drawn = drawn * np.exp(self.inflated[:, row] * rng.choice([-1.0, 1.0], size=drawn.shape[1]))
-        trunks = int(self.runs.trunk.max()) + 1
-        wider = special.stdtrit(max(1, trunks - 1 - self.law.corpora), 0.95) / special.ndtri(0.95)
+        wider = self.wider
 
         def ends(middle: float, values: Array) -> tuple[float, float, float]:
             low, high = (float(middle * (end / middle) ** wider) for end in quantiles(values))
@@ -186,6 +191,7 @@ class MixtureFit:
         searches = min(SEARCHES, self.refits.shape[1])
         drawn = np.array([self._least(self.refits[:, one], target, scale, box, found) for one in range(searches)])
         names = self.runs.corpora
+        drawn = np.clip(found + self.wider * (drawn - found), box.lb, box.ub)
         ends = {name: quantiles(column) for name, column in zip(names, drawn.T, strict=True)}
         held = tuple(n for n, share, end in zip(names, found, allowed, strict=True) if end < 1 and share > end - 1e-6)
         shares = dict(zip(names, found.tolist(), strict=True))
