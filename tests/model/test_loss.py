@@ -101,7 +101,7 @@ def test_many_logits_do_not_stand_in_memory(monkeypatch):
     monkeypatch.setattr(loss, "WHOLE", 0)
     monkeypatch.setattr(loss, "CHUNK", 10 * wide)
     chunk = 10 * wide * 4
-    assert peak_bytes(lambda: slopes(head_loss, (x_ND, weight_VD, targets_N))) < 5 * chunk
+    assert peak_bytes(lambda: slopes(head_loss, (x_ND, weight_VD, targets_N))) < 4 * chunk
     assert peak_bytes(lambda: slopes(at_once, (x_ND, weight_VD, targets_N))) > 40 * 2 * chunk
 
 

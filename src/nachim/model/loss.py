@@ -66,6 +66,7 @@ class _InChunks(torch.autograd.Function):
             share_RV = share_RV.to(weight_VD.dtype)
             torch.mul(share_RV @ weight_VD, known_R1, out=grad_ND[part])
             _add_product(grad_VD, share_RV.mT, x_RD * known_R1)
+            del logits_RV, share_RV  # or they would stand beside the next chunk's
         ctx.grads, ctx.dtype = (grad_ND, grad_VD), weight_VD.dtype
         return torch.stack(nats).sum()
 
