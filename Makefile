@@ -31,7 +31,7 @@ lint: $(STAMP)  ## Check style, format, and that imports point only downwards
 	.venv/bin/lint-imports
 
 bench: $(STAMP)  ## Time nachim beside its peers: every script in bench/
-	@set -e; for script in $(filter-out bench/soak.py bench/server_soak.py,$(wildcard bench/[!_]*.py)); do \
+	@set -e; for script in $(filter-out bench/soak.py bench/server_soak.py bench/server_openapi.py,$(wildcard bench/[!_]*.py)); do \
 		test -e "$$script" || { echo "bench/ holds no script"; continue; }; \
 		echo "== $$script"; .venv/bin/python "$$script"; \
 	done

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,28 @@ def test_what_nobody_reads_is_not_kept_for_ever(monkeypatch):
         return engine.aborted
 
     assert asyncio.run(run()) == [7]
+
+
+def test_what_is_cut_is_told_so():
+    class Silent(Endless):
+        def step(self):
+            time.sleep(0.001)
+            return []
+
+    async def run():
+        engine = Silent()
+        steps = worker.Worker(engine)
+        stream = await steps.add([1], Sampling())
+        steps.cut()
+        with pytest.raises(ApiError, match="shutting down") as told:
+            async for _ in stream:
+                pass
+        while not engine.aborted:
+            await asyncio.sleep(0.01)
+        steps.stop()
+        return told.value.status, engine.aborted
+
+    assert asyncio.run(run()) == (503, [7])
 
 
 def test_an_engine_that_fails_is_told_to_all_who_wait(capsys):

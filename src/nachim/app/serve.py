@@ -72,9 +72,13 @@ def serve(
         print(f"nachim: everybody who reaches {host} can use this server: give it an --api-key", file=sys.stderr)
     engine = Engine(run, dtype=dtype, cache=cache, cache_tokens=cache_tokens, draft=draft)
     served = Served(run, engine, name, chat_template)
-    app = Api(served, Limits(body_bytes, samples, stall_seconds)).app(key)
+    api = Api(served, Limits(body_bytes, samples, stall_seconds))
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
-    listen(app, listening, drain_seconds, lambda: print(f"serving {served.name} at {address}", flush=True))
+
+    def ready() -> None:
+        print(f"serving {served.name} at {address}", flush=True)
+
+    listen(api.app(key), listening, drain_seconds, ready, lambda: api.worker.cut())
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from starlette.applications import Starlette
 
 from nachim.spec import UserError
 
+CUT_SECONDS = 5
+"""How long the last words to clients may take."""
+
 
 def bound(host: str, port: int) -> socket.socket:
     """A socket that listens at `host` and `port`, any free one for 0. Raises UserError where it cannot."""
@@ -19,12 +23,21 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
+        why = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise UserError(f"cannot listen at {host}:{port}: {why}; choose another --host or --port") from error
 
 
-def listen(app: Starlette, listening: socket.socket, drain_seconds: float, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT; then take no more, finish what is being answered, or cut it after a while."""
+def listen(
+    app: Starlette,
+    listening: socket.socket,
+    drain_seconds: float,
+    ready: Callable[[], None],
+    cut: Callable[[], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT; then take no more, and finish what is being answered, or `cut` it after a while.
+
+    `ready` is called once requests are taken.
+    """
     config = uvicorn.Config(
         app,
         log_level="error",
@@ -32,7 +45,7 @@ def listen(app: Starlette, listening: socket.socket, drain_seconds: float, ready
         server_header=False,
         ws="none",
         lifespan="on",
-        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        timeout_graceful_shutdown=math.ceil(drain_seconds) + CUT_SECONDS,
     )
     server = uvicorn.Server(config)
 
@@ -42,13 +55,24 @@ def listen(app: Starlette, listening: socket.socket, drain_seconds: float, ready
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    asyncio.run(_served(server, listening, ready))
+    asyncio.run(_served(server, listening, drain_seconds, ready, cut))
 
 
-async def _served(server: uvicorn.Server, listening: socket.socket, ready: Callable[[], None]) -> None:
+async def _served(
+    server: uvicorn.Server,
+    listening: socket.socket,
+    drain_seconds: float,
+    ready: Callable[[], None],
+    cut: Callable[[], None],
+) -> None:
     serving = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not (server.started or serving.done()):
         await asyncio.sleep(0.005)
     if server.started:
         ready()
+    while not (server.should_exit or serving.done()):
+        await asyncio.sleep(0.1)
+    await asyncio.wait({serving}, timeout=drain_seconds)
+    if not serving.done():
+        cut()
     await serving

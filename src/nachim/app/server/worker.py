@@ -91,6 +91,12 @@ class Worker:
         if self._streams.pop(stream.request, None) is not None:
             self._orders.put(lambda: self.engine.abort(stream.request))
 
+    def cut(self) -> None:
+        """End every request now; who waits for one is told."""
+        for stream in list(self._streams.values()):
+            stream.put(ApiError(503, "the server is shutting down"))
+            self.leave(stream)
+
     def stop(self) -> None:
         """Let the thread end after what it does now; streams that are open get an error."""
         self._orders.put(None)
