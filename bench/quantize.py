@@ -1,6 +1,7 @@
 """What few bits save and cost when a model is served: generated tokens a second, prompts read, bytes in memory.
 
     OMP_NUM_THREADS=1 taskset -c 1 python bench/quantize.py [--rounds 3] [--width 960] [--layers 8] [--json]
+    OMP_NUM_THREADS=1 taskset -c 1 python bench/quantize.py --kernels    # products by one matrix of 2,560 x 960 alone
 
 Random weights of a Llama shape with a vocabulary of 8,192, tied. Each side is an engine on the same checkpoint: fp32,
 bf16, int8, int4 in groups of 64 and NF4 (activations in bf16), and transformers in bf16. One request of 32 + 32 tokens,
@@ -31,6 +32,8 @@ from nachim.infer.folder import opened
 from nachim.infer.quantize.rounding import chosen, rounded
 from nachim.model.decoder import tensors
 from nachim.model.quantized import store
+from nachim.model.quantized.grid import nearest
+from nachim.model.quantized.linear import LowBitLinear
 from nachim.spec import NF4, Int4, Int8
 from nachim.spec.quantize import Scheme
 
@@ -116,13 +119,42 @@ def measured(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, float]]
     return found
 
 
+def kernels(rounds: int = 9) -> dict[str, dict[int, float]]:
+    """Median CPU milliseconds of a product by a matrix [2560, 960] for 1, 8 and 64 rows, interleaved."""
+    weight = torch.randn(2560, 960)
+    layers: dict[str, tuple[Callable[[torch.Tensor], Any], torch.dtype]] = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        ready = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
+        product = torch.ops.mkldnn._linear_pointwise.default
+        layers[f"{name} dense, packed"] = (lambda x, r=ready, p=product: p(x, r, None, "none", [], ""), dtype)
+    for name, scheme in SCHEMES.items():
+        for dtype in (torch.bfloat16, torch.float32):
+            layers[f"{name}, {str(dtype)[6:]}"] = (LowBitLinear(nearest(weight, scheme), None, dtype), dtype)
+    found: dict[str, dict[int, float]] = {name: {} for name in layers}
+    for rows in (1, 8, 64):
+        times: dict[str, list[float]] = {name: [] for name in layers}
+        for _ in range(rounds + 1):
+            for name, (layer, dtype) in layers.items():
+                x = torch.randn(rows, 960).to(dtype)
+                begin = time.process_time()
+                layer(x)
+                times[name].append(1e3 * (time.process_time() - begin))
+        for name, each in times.items():
+            found[name][rows] = round(statistics.median(each), 3)
+    return found
+
+
 def main() -> None:
     """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"rounds": 3, "width": 960, "layers": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--kernels", action="store_true")
     args = parser.parse_args()
+    if args.kernels:
+        print(json.dumps(kernels(), indent=2))
+        return
     with tempfile.TemporaryDirectory() as folder:
         sides, held = sides_of(args.width, args.layers, Path(folder))
         times = measured(sides, args.rounds)
