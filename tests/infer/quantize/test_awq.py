@@ -40,6 +40,7 @@ GROUPED = Attention(n_heads=4, n_kv_heads=2, d_head=8, bias="all")
 PLAIN = Decoder(vocab_size=61, d_model=32, n_layers=2, attention=GROUPED, ffn=SwiGLU(d_ff=48))
 SHAPES = {
     "Llama": PLAIN,
+    "keys of the token before": replace(PLAIN, attention=replace(GROUPED, previous_key=True, qk_norm=True)),
     "offset gains": replace(PLAIN, norm=RMSNorm(offset=True), residual=SandwichNorm()),
     "LayerNorm and ReLU": replace(PLAIN, norm=LayerNorm(), ffn=MLP(d_ff=48, activation="relu", bias=True)),
     "squared ReLU": replace(PLAIN, ffn=MLP(d_ff=48, activation="relu2")),
