@@ -4,8 +4,8 @@
 
 The model of recipes/stdlib.py is trained on Python's library and a text of English at five shares of code, by two
 seeds; the mixture law is fitted to these runs. Its best share is sealed with what runs at it and at an even share will
-measure on as many tokens and on twice as many; then they are trained. So are other shares, within those fitted and at
-the ends. Finished runs are not repeated. What came of it: code_share.md.
+measure on as many tokens and on twice as many; then they are trained. So are two other shares.
+Finished runs are not repeated. What came of it: code_share.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nachim.spec import Files, Ingredient, Mixture, Run, Validation
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "stdlib.py"
 TOKENS = 512_000
-FITTED, WITHIN, ENDS = (0.1, 0.5, 0.9, 0.3, 0.7), (0.2, 0.6), (0.0, 1.0)
+FITTED, ASKED = (0.1, 0.5, 0.9, 0.3, 0.7), (0.2, 0.6)
 """Shares of code: those that the law is fitted to, and those that it is asked for."""
 
 
@@ -51,16 +51,16 @@ class Study(MixStudy):
 
     def design(self) -> Simplex:
         """The shares that the law is fitted to."""
-        return self._at(FITTED, (0, 1), (2, 1))
+        return self._at(FITTED, (2, 1))
 
-    def asked(self, shares: tuple[float, ...], seeds: tuple[int, ...]) -> MixtureRuns:
+    def asked(self) -> MixtureRuns:
         """Runs at other shares, at all tokens."""
-        chains = self._at(shares, seeds, (1,)).chains()
+        chains = self._at(ASKED, (1,)).chains()
         return climb(chains, self.root / "runs", self.place, self.workers, self.view.event, self.view.stopping)
 
-    def _at(self, shares: tuple[float, ...], seeds: tuple[int, ...], parts: tuple[int, ...]) -> Simplex:
+    def _at(self, shares: tuple[float, ...], parts: tuple[int, ...]) -> Simplex:
         weights = tuple((share, round(1 - share, 6)) for share in shares)
-        return Simplex(base=self._plain(), weights=weights, parts=parts, seeds=seeds)
+        return Simplex(base=self._plain(), weights=weights, parts=parts, seeds=(0, 1))
 
 
 def rows(runs: MixtureRuns) -> list[str]:
@@ -95,8 +95,7 @@ def main(
         summary |= {"sealed": sealed, "verdict": study.verdict()}
         write_law(out / "report.html", "code against prose", both, target, study.best(both), summary)
         view.console.print(*show_law(summary), *show_verdict(summary))
-        for shares, seeds in ((WITHIN, (0, 1)), (ENDS, (0,))):
-            print("\n".join(beside(law, study.asked(shares, seeds))), flush=True)
+        print("\n".join(beside(law, study.asked())))
 
 
 def beside(law: MixtureFit, runs: MixtureRuns) -> list[str]:

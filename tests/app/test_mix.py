@@ -136,6 +136,7 @@ def test_what_makes_no_sense_is_one_sentence(run, tmp_path):
         tmp_path / "alone.json"
     )
     table(2, 2).write(tmp_path / "two.csv")
+    table(2, 6).write(tmp_path / "six.csv")
     (tmp_path / "bad.csv").write_text("share/a,loss/a\n1,2\n")
     for bad, why in (
         (Weigh(run=tmp_path / "alone.json"), "alone.json reads one corpus: give its Data a Mixture"),
@@ -145,6 +146,7 @@ def test_what_makes_no_sense_is_one_sentence(run, tmp_path):
         (Weigh(run=run, then=("large",), last=0.1), "--then large: give NAME=NUMBER, such as code=0.5"),
         (Fit(obs=tmp_path / "none.csv"), "none.csv is not a file"),
         (Fit(obs=tmp_path / "two.csv"), "the runs are of 2 mixtures"),
+        (Fit(obs=tmp_path / "six.csv", at=("tokens=1e9",)), "--at names 'tokens', in which these runs do not differ"),
         (Fit(obs=tmp_path / "bad.csv"), "bad.csv: there is one corpus, 'a'"),
     ):
         with pytest.raises(UserError, match=why):

@@ -186,4 +186,6 @@ def test_what_makes_no_sense_is_refused(made):
     ):
         with pytest.raises(UserError, match=why):
             bad()
-    assert isinstance(Online(base=run).reference.train.schedule, Constant) and isinstance(run.train.schedule, WSD)
+    assert isinstance(Online(base=run, stretches=3).reference.train.schedule, Constant) and isinstance(
+        run.train.schedule, WSD
+    )

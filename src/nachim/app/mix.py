@@ -110,7 +110,7 @@ class Fit:
 
     OBS is a CSV or parquet table, one row a run: `share/NAME` of each corpus that was trained on (any weights), and
     `loss/NAME` on each held-out text (bits a byte). Where runs differ in `tokens`, `params` or `flops_per_token`, what
-    a loss has above its floor falls as a power of each. `seed` tells repeats apart.
+    a loss is made of falls as powers of each. `seed` tells repeats apart.
 
     Best are the shares of the least weighted loss within those of the runs. Intervals are of 90 %; the held-out error
     is that of each mixture as the others forecast it.
@@ -141,6 +141,8 @@ class Fit:
         law = fit_mixture(read(self.obs), self.seed)
         target = law.target(pairs(self.target, "--target") if self.target else None)
         scale = {**law.largest, **pairs(self.at, "--at")}
+        if unread := [name for name in scale if name not in law.scales]:
+            raise UserError(f"--at names {unread[0]!r}, in which these runs do not differ: the law reads no such scale")
         allowed = pairs(self.most, "--most")
         for name in allowed:
             if name not in law.runs.corpora:
