@@ -39,6 +39,7 @@ WAYS: dict[str, MoE] = {
     "nothing": EXPERTS,
     "bias, u = 0.003": replace(EXPERTS, bias_step=0.003),
     "bias, u = 0.01": replace(EXPERTS, bias_step=0.01),
+    "bias, 0.06 of the share": replace(EXPERTS, bias_step=0.06, bias_by="share"),
     "auxiliary loss, 0.01": replace(EXPERTS, balance_loss=0.01),
 }
 VALIDATION = 131_072

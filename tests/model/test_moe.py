@@ -336,6 +336,16 @@ def test_biases_move_towards_even_loads_and_are_not_part_of_gates():
     torch.testing.assert_close(gates_BTA, scores / scores.sum(-1, keepdim=True))
 
 
+def test_biases_may_move_by_how_far_loads_are_off():
+    router = built(MoE(d_ff=F, experts=4, active=2, bias_step=0.25, bias_by="share")).router
+    router.selection_bias.zero_()
+    router.load += torch.tensor([8, 2, 5, 5])
+    router.after_step()
+    torch.testing.assert_close(router.selection_bias, 0.25 * torch.tensor([-3 / 5, 3 / 5, 0.0, 0.0]))
+    router.after_step()  # nothing was seen
+    torch.testing.assert_close(router.selection_bias, 0.25 * torch.tensor([-3 / 5, 3 / 5, 0.0, 0.0]))
+
+
 def test_a_step_tells_its_worst_layer_and_forgets_it():
     model = trained(MoE(d_ff=F, experts=4, active=1, bias_step=0.1))
     for block, load in zip(model.blocks, ([6, 2, 0, 0], [2, 2, 2, 2]), strict=True):
@@ -376,6 +386,7 @@ def test_every_expert_is_drawn_with_the_spread_of_a_matrix():
         ({"groups": 8, "top_groups": 4, "group_score": "top2"}, "leaves one expert in each"),
         ({"active": 9}, "MoE.active is 9; there are only experts=8"),
         ({"bias_step": -0.1}, "MoE.bias_step is -0.1; it must not be negative"),
+        ({"bias_by": "share"}, "MoE.bias_by is 'share', which needs a bias_step"),
         ({"z_loss": -1.0}, "MoE.z_loss is -1.0; it must not be negative"),
         ({"shared_gate": True}, "MoE.shared_gate is set without shared experts"),
         ({"shared": 1, "bias": True}, "MoE.shared is 1; shared experts have neither bias nor limit"),

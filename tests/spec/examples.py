@@ -123,6 +123,7 @@ EXPERTS = MoE(
     top_groups=2,
     group_score="top2",
     bias_step=0.001,
+    bias_by="share",
     balance_loss=0.01,
     balance_over="sequence",
     z_loss=0.001,

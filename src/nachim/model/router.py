@@ -73,7 +73,9 @@ class RouterModule(nn.Module):
         """Move the biases by the loads of the step that was taken, and forget them; the largest load over the mean."""
         load_X, total = self.load, self.load.sum()
         if self.selection_bias is not None:
-            self.selection_bias += self.part.bias_step * (total - self.part.experts * load_X).sign()
+            off_X = total - self.part.experts * load_X
+            far_X = off_X.sign() if self.part.bias_by == "sign" else off_X / total.clamp_min(1)
+            self.selection_bias += self.part.bias_step * far_X
         imbalance = load_X.max() * self.part.experts / total.clamp_min(1)
         self.load = torch.zeros_like(load_X)
         return imbalance

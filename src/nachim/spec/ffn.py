@@ -80,9 +80,10 @@ class MoE(FFN):
     2508.10925): down((up(x) + 1) * g * sigmoid(1.702 g)), g = gate(x) not above the limit, up(x) within +-limit.
 
     Three things keep the loads of experts even. `bias_step` u: a bias on each score, for the choice alone, moves by u
-    towards the mean load after every step (arXiv 2408.15664); 0 leaves it as it is. `balance_loss` is the factor of
-    an auxiliary loss (arXiv 2101.03961, eq. 4) over all tokens, or, averaged, over those of each sequence (arXiv
-    2412.19437, eq. 17). `z_loss` is that of the router's squared log-partition (arXiv 2202.08906, eq. 5).
+    towards the mean load after every step (arXiv 2408.15664); 0 leaves it as it is. With `bias_by` "share" it moves by
+    u times the share of the mean that its load is off by: it settles where fixed steps go on. `balance_loss` is the
+    factor of an auxiliary loss (arXiv 2101.03961, eq. 4) over all tokens, or, averaged, over those of each sequence
+    (arXiv 2412.19437, eq. 17). `z_loss` is that of the router's squared log-partition (arXiv 2202.08906, eq. 5).
     """
 
     d_ff: int
@@ -97,6 +98,7 @@ class MoE(FFN):
     top_groups: int = later(1)
     group_score: Literal["max", "top2"] = later("max")
     bias_step: float | None = later(None)
+    bias_by: Literal["sign", "share"] = later("sign")
     balance_loss: float = later(0.0)
     balance_over: Literal["batch", "sequence"] = later("batch")
     z_loss: float = later(0.0)
@@ -112,6 +114,8 @@ class MoE(FFN):
         for name in ("shared", "bias_step", "balance_loss", "z_loss"):
             if (getattr(self, name) or 0) < 0:
                 self.refuse(name, f"is {getattr(self, name)}; it must not be negative")
+        if self.bias_by != "sign" and self.bias_step is None:
+            self.refuse("bias_by", f"is {self.bias_by!r}, which needs a bias_step")
         if self.shared_gate and not self.shared:
             self.refuse("shared_gate", "is set without shared experts; set shared, or leave it out")
         if self.shared and (self.bias or self.limit is not None):

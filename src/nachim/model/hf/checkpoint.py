@@ -244,7 +244,7 @@ def heard(block: Block) -> Position:
 def untrained(part: MoE) -> MoE:
     """The same experts for who only reads and writes: without what keeps loads even in training."""
     fixed = None if part.bias_step is None else 0.0
-    even = {"bias_step": fixed, "balance_loss": 0.0, "balance_over": "batch", "z_loss": 0.0}
+    even = {"bias_step": fixed, "bias_by": "sign", "balance_loss": 0.0, "balance_over": "batch", "z_loss": 0.0}
     return replace(part, renormalise=part.renormalised, **even)
 
 
