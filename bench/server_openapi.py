@@ -49,6 +49,7 @@ def main() -> None:
             run = [asked.schemathesis, "run", f"{said[0]}/openapi.json", "--header", f"Authorization: Bearer {KEY}"]
             run += ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--continue-on-failure"]
             run += ["--seed", str(asked.seed), "--max-examples", str(asked.examples), "--request-timeout", "300"]
+            run += ["--max-response-time", "300"]
             run += [] if asked.seconds is None else ["--max-time", str(asked.seconds)]
             status = subprocess.run(run, check=False, cwd=made).returncode
             process.terminate()

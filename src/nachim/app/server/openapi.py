@@ -107,8 +107,10 @@ def _content(one: Path) -> dict[str, Any]:
         return {one.answer: {"schema": {"type": "object" if "json" in one.answer else "string"}}}
     content: dict[str, Any] = {"application/json": {"schema": _ref(one.answer)}}
     if one.events is not None:
-        said = f"Where `stream` is true: lines `data: ` and a {one.events.__name__} or an Error, then `data: [DONE]`."
-        content["text/event-stream"] = {"schema": {"type": "string", "description": said}}
+        said = f"Where `stream` is true: a {one.events.__name__}, or an Error; the last event is [DONE]."
+        data = {"type": "string", "description": said}
+        event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+        content["text/event-stream"] = {"schema": event}
     return content
 
 

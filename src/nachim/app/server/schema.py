@@ -239,9 +239,16 @@ class ChatBody(Asked):
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
+    store: Annotated[bool | None, WithJsonSchema({"enum": [False, None]})] = None
     # Beyond OpenAI's interface: names that the chat template reads.
     chat_template_kwargs: dict[str, Any] | None = None
+
+    @field_validator("store")
+    @classmethod
+    def _kept(cls, store: bool | None) -> bool | None:
+        if store:
+            raise ValueError("nothing is stored here: leave it out, or say false")
+        return store
 
 
 class TokenizeBody(Body):
