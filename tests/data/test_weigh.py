@@ -130,7 +130,9 @@ def test_a_run_that_would_read_a_corpus_too_often_is_refused(data, tmp_path, tex
     whole = opened(most_epochs=2.0)
     epoch = whole.sources["new"].sequences_per_epoch * data.seq_len
     assert whole.seen(4 * epoch)["new"]["epochs"] == pytest.approx(2.0)
-    with pytest.raises(UserError, match=r"of 'new', .* long: 2.5 times over, and Mixture.most_epochs is 2; give it less"):
+    with pytest.raises(
+        UserError, match=r"of 'new', .* long: 2.5 times over, and Mixture.most_epochs is 2; give it less"
+    ):
         whole.seen(5 * epoch)
     new = whole.sources["new"].prepared
     assert opened().seen(2 * epoch)["new"]["bytes"] == round(epoch * new.train_bytes / new.unique_tokens)
