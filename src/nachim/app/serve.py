@@ -73,13 +73,13 @@ def serve(
     engine = Engine(run, dtype=dtype, cache=cache, cache_tokens=cache_tokens, draft=draft)
     served = Served(run, engine, name, chat_template)
     api = Api(served, Limits(body_bytes, samples, stall_seconds))
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
-
-    def ready() -> None:
-        print(f"serving {served.name} at {address}", flush=True)
-
-    listen(api.app(key), listening, drain_seconds, ready, lambda: api.worker.cut())
+    said = f"serving {served.name} at {_address(host, listening.getsockname()[1])}"
+    listen(api.app(key), listening, drain_seconds, lambda: print(said, flush=True), lambda: api.worker.cut())
     return 0
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
 
 def _check(run: Path, samples: int, body_bytes: int, stall_seconds: float, drain_seconds: float) -> None:
