@@ -29,7 +29,7 @@ from nachim.train.loop import Watch
 
 HUMAN, NAME, TEXT = "human", "collapse.json", "text.jsonl.zst"
 TOKENS = "1"
-"""The tail that is judged: that of tokens. Pairs that are rare in human text come more often with every mistake."""
+"""The tail that is judged: that of tokens, which small texts measure with less noise than that of pairs."""
 Listen = Callable[[str, float], None]
 """Hears what is at work, and the share of it done."""
 
