@@ -131,9 +131,9 @@ class Worker:
                 if not self.engine.idle:
                     self._tell(self._deliver, self.engine.step())
         except BaseException as error:  # whatever it is, those who wait must hear of it
+            traceback.print_exc()
             self.failed = error
             self._tell(self._fail, ApiError(500, f"the engine failed: {type(error).__name__}"))
-            traceback.print_exc()
 
     def _obey(self) -> bool:
         """Do what was ordered, and wait for an order while there is nothing else; False when the thread is to end."""
