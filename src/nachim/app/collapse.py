@@ -79,25 +79,16 @@ def collapse(
     """
     from nachim.lab.collapse import Arm, Collapse, Criterion
 
-    arms = [Arm(keep="replace", human=share) for share in shares]
+    arms = (Arm(keep="replace", human=share) for share in shares)
     spec = Collapse(
-        run=run_of(source),
-        arms=(*arms, *([Arm(keep="accumulate", human=None)] if accumulate else [])),
-        generations=generations,
-        seeds=seeds,
-        text_bytes=text_bytes,
-        passage=passage,
-        temperature=temperature,
+        run=run_of(source), arms=(*arms, *([Arm(keep="accumulate", human=None)] if accumulate else [])),
+        generations=generations, seeds=seeds, text_bytes=text_bytes, passage=passage, temperature=temperature,
         top_p=top_p,
-    )
+    )  # fmt: skip
     if not (rise > 0 and 0 < tail < 1):
         raise UserError(f"--rise {rise} --tail {tail}: give a rise above 0 and a tail between 0 and 1")
     found = open_collapse(spec, out, Criterion(rise, tail))
-    if json:
-        print(jsonlib.dumps(found))
-    else:
-        Console(highlight=False).print(told_of(found), markup=False, soft_wrap=True)
-        print(f"look at {out / PAGE}")
+    print(jsonlib.dumps(found) if json else f"{told_of(found)}look at {out / PAGE}")
     return 0
 
 
