@@ -247,7 +247,6 @@ class Decoder(Part):
         """
         return round(sum(times * block.cache_bytes(seq_len, value_bytes, cache) for block, times in self.kinds.items()))
 
-
     @property
     def cached_context(self) -> int | None:
         """Tokens up to which keys in a cache are those of the whole sequence; None where there is no end.

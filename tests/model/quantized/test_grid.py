@@ -8,7 +8,7 @@ import torch
 from scipy.stats import norm
 
 from nachim.model.quantized.codes import coded_of, shapes_of, tensors_of
-from nachim.model.quantized.grid import LEVELS, Coded, fit, joined, nearest
+from nachim.model.quantized.grid import LEVELS, Coded, fit, nearest
 from nachim.spec import NF4, Int4, Int8, UserError
 from tests.model.quantized.low import SCHEMES
 
@@ -51,10 +51,9 @@ def test_any_columns_are_rounded_as_in_the_whole(weight_OI, scheme):
 @pytest.mark.parametrize(
     "scheme", [Int4(group=32), Int4(group=64, symmetric=True), NF4(group=32, double=False)], ids=str
 )
-def test_groups_that_were_fitted_apart_make_the_same_grid(weight_OI, scheme):
-    whole = fit(weight_OI, scheme)
-    apart = joined([fit(part, scheme) for part in weight_OI.split(scheme.group, 1)])
-    assert torch.equal(apart.nearest(weight_OI), whole.nearest(weight_OI))
+def test_a_group_knows_nothing_of_the_others(weight_OI, scheme):
+    apart = [fit(part, scheme).nearest(part) for part in weight_OI.split(scheme.group, 1)]
+    assert torch.equal(torch.cat(apart, 1), fit(weight_OI, scheme).nearest(weight_OI))
 
 
 def test_the_ends_of_a_group_are_reached(weight_OI):

@@ -7,7 +7,6 @@ is fitted once, to the weights; then any columns can be rounded to it, those of 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -133,8 +132,7 @@ def _leveled(codes_OI: Tensor) -> Tensor:
 def fit(weight_OI: Tensor, scheme: Scheme, reach_OG: Tensor | float = 1.0) -> Grid:
     """The grid of a matrix [O, I]: each group reaches from its least weight to its largest, times `reach_OG`.
 
-    A matrix of one group of columns alone may be given, as GPTQ does when it comes to a group; `joined` makes one grid
-    of these. Raises UserError where groups do not divide the rows, or a weight is not finite.
+    Raises UserError where groups do not divide the rows, or a weight is not finite.
     """
     outputs, inputs = weight_OI.shape
     if not torch.isfinite(weight_OI).all():
@@ -167,14 +165,6 @@ def doubled(grid: Grid) -> Grid:
     codes = (blocks / torch.where(largest == 0, 1.0, largest)[:, None]).to(torch.float8_e4m3fn)
     double = Double(codes.flatten()[: len(scales)].clone(), largest, mean)
     return replace(grid, scale_OG=double.decode().view_as(grid.scale_OG), double=double)
-
-
-def joined(grids: Sequence[Grid]) -> Grid:
-    """One grid of those of columns that follow one another, each of whole groups; of Int4, or NF4 without `double`."""
-    zeros = [grid.zero_OG for grid in grids if grid.zero_OG is not None]
-    scale_OG = torch.cat([grid.scale_OG for grid in grids], 1)
-    inputs = sum(grid.inputs for grid in grids)
-    return Grid(grids[0].scheme, scale_OG, torch.cat(zeros, 1) if zeros else None, inputs=inputs)
 
 
 @dataclass(frozen=True, eq=False)
