@@ -150,8 +150,8 @@ def update_bytes(job: Job, matrices: Iterable[tuple[Matrix, int]], layout: Layou
     matrix. 8-bit AdamW takes a chunk of a matrix at a time, of which it holds two moments, one's shares of its scales,
     and codes; schedule-free AdamW an fp32 value for each of a matrix or table.
 
-    Newton-Schulz holds the update, the iterate, its two terms and their sum, and the Gram matrices of the iterate:
-    in fp32 on a CPU, in bf16 but for the update elsewhere.
+    Newton-Schulz holds the update, the iterate and the next one, the iterate's Gram matrices and their polynomials: in
+    fp32 on a CPU, in bf16 but for the update elsewhere.
     """
     if job.optimizer == "adamw":
         return 0.0
@@ -167,7 +167,7 @@ def update_bytes(job: Job, matrices: Iterable[tuple[Matrix, int]], layout: Layou
     iterate = 4 if kind == "cpu" else 2
     ways = layout.dp * layout.cp if layout.zero else 1
     return max(
-        max(count / ways, 1) * ((4 + 4 * iterate) * rows * columns + iterate * min(rows, columns) ** 2)
+        max(count / ways, 1) * ((4 + 2 * iterate) * rows * columns + 2 * iterate * min(rows, columns) ** 2)
         for (rows, columns), count in shapes.items()
     )
 

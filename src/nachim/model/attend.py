@@ -83,7 +83,7 @@ def fused(
     causal: bool = False,
 ) -> Tensor:
     """softmax(q.k scale + added) v by torch's kernel, [B, H, T, E]; `causal` is a mask of as many keys as queries."""
-    (H, T, E), K, scale = q_BHTE.shape[1:], k_BKSE.shape[1], rule.scale
+    (H, T, E), K, scale, width = q_BHTE.shape[1:], k_BKSE.shape[1], rule.scale, v_BKSE.shape[-1]
     if sinks_H is not None:
         scale = E**-0.5 if scale is None else scale
         q_BHTE, k_BKSE, v_BKSE = with_sink(q_BHTE, k_BKSE, v_BKSE, sinks_H, scale, causal)
@@ -91,12 +91,12 @@ def fused(
     if k_BKSE.shape[2] % WHOLE and q_BHTE.dtype.itemsize < 4 and not (torch.is_grad_enabled() or q_BHTE.is_cuda):
         q_BHTE, k_BKSE, v_BKSE, added = with_padding(q_BHTE, k_BKSE, v_BKSE, added, causal)
     if T == 1 and not causal:
-        return one_token(q_BHTE, k_BKSE, v_BKSE, added, scale)[..., :E]
+        return one_token(q_BHTE, k_BKSE, v_BKSE, added, scale)[..., :width]
     y_BHTE = F.scaled_dot_product_attention(
         q_BHTE, k_BKSE, v_BKSE, added, is_causal=causal, enable_gqa=H != K, scale=scale
     )
     first = int(causal and sinks_H is not None)
-    return y_BHTE[:, :, first : first + T, :E]
+    return y_BHTE[:, :, first : first + T, :width]
 
 
 def one_token(q_BH1E: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, added: Tensor | None, scale: float | None) -> Tensor:
