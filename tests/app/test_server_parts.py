@@ -230,9 +230,10 @@ def test_an_engine_that_fails_is_told_to_all_who_wait(capsys):
 
 def test_who_asks_an_engine_that_then_fails_is_told_too(capsys):
     class Failing(Endless):
-        go = threading.Event()
+        begun, go = threading.Event(), threading.Event()
 
         def step(self):
+            self.begun.set()
             self.go.wait()
             raise RuntimeError("a fault")
 
@@ -240,6 +241,7 @@ def test_who_asks_an_engine_that_then_fails_is_told_too(capsys):
         engine = Failing()
         steps = worker.Worker(engine)
         await steps.add([1], Sampling())
+        await asyncio.to_thread(engine.begun.wait)
         waiting = [asyncio.ensure_future(one) for one in (steps.add([1], Sampling()), steps.ask(lambda engine: 1))]
         await asyncio.sleep(0)
         engine.go.set()
