@@ -225,7 +225,7 @@ def _try(
         plan = lay_out(recipe, top, unique_tokens, pace, design, least_tokens)
     except UserError:
         return None
-    return plan if useful(plan, recipe, unique_tokens) else None
+    return plan if useful(plan, anchored(recipe, plan.levels[0], design), unique_tokens) else None
 
 
 def useful(plan: Plan, recipe: Recipe, unique_tokens: int) -> bool:
