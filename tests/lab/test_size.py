@@ -23,7 +23,7 @@ def pace(rate: float, workers: int = 2) -> Pace:
     return Pace(alone, beside, workers)
 
 
-@pytest.mark.parametrize("seconds", [600.0, 1200.0, 3600.0])
+@pytest.mark.parametrize("seconds", [360.0, 420.0, 600.0, 1200.0, 3600.0])
 def test_plan_fills_the_time_and_keeps_the_promises(seconds: float) -> None:
     plan = size(RECIPE, seconds, UNIQUE, pace(2e10), "trunks")
     assert 0.85 * seconds <= total(plan) <= seconds
