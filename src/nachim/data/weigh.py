@@ -78,10 +78,8 @@ def capped(mixture: Mixture, sizes: Mapping[str, int], tokens: int, most: float)
             break
         shares = _lowered(shares, fixed, np.where(fixed, 1 / np.maximum(over, 1e-12), 1.0))
     after = lengths @ shares
-    if (after > most * held * (1 + 1e-6)).any():
-        names = [
-            one.name for one, much in zip(mixture.ingredients, after > most * held * (1 + 1e-6), strict=True) if much
-        ]
+    beyond = after > most * held * (1 + 1e-6)
+    if names := [one.name for one, is_beyond in zip(mixture.ingredients, beyond, strict=True) if is_beyond]:
         raise UserError(
             f"a stretch of the run has nothing but {' and '.join(names)}, which it reads more than {most:g} times "
             "over: give that stretch another corpus, or make it shorter"

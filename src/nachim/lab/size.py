@@ -176,21 +176,22 @@ def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design:
     members = family(recipe.data.tokenizer.vocab_size, recipe.data.seq_len)
     most = unique_tokens * members[-1][0] / REACH
 
-    def largest(least: Callable[[float], float]) -> tuple[Plan | None, Plan | None]:
-        return _largest(lambda top: _try(recipe, top, unique_tokens, pace, design, least(top)), seconds, most)
+    def largest(shortest: Callable[[float], float]) -> tuple[Plan | None, Plan | None]:
+        return _largest(lambda top: _try(recipe, top, unique_tokens, pace, design, shortest(top)), seconds, most)
 
     late = largest(lambda top: EARLY * top / family_opt(top))[0] if design == "trunks" else None
-    best, least = largest(lambda top: 0.99 * top / SPAN / members[0][0] if design == "trunks" else 0.0)
+    # A hundredth less, for those tokens are the shortest run's own, and are rounded.
+    best, longer = largest(lambda top: 0.99 * top / SPAN / members[0][0] if design == "trunks" else 0.0)
     if late is not None and (best is None or total(late) >= MOST * total(best)):
         return late
-    if best is None and least is not None and total(least) <= STRETCH * seconds:
-        return least
-    if best is None:
-        needs = f"the smallest takes about {total(least) / 60:.1f} minutes" if least else "none fits the corpus"
-        raise UserError(
-            f"no useful ladder fits into the {max(0.0, seconds) / 60:.1f} minutes left: {needs}; give it more --minutes"
-        )
-    return best
+    if best is not None:
+        return best
+    if longer is not None and total(longer) <= STRETCH * seconds:
+        return longer
+    needs = f"the smallest takes about {total(longer) / 60:.1f} minutes" if longer else "none fits the corpus"
+    raise UserError(
+        f"no useful ladder fits into the {max(0.0, seconds) / 60:.1f} minutes left: {needs}; give it more --minutes"
+    )
 
 
 def _largest(lay: Callable[[float], Plan | None], seconds: float, most: float) -> tuple[Plan | None, Plan | None]:

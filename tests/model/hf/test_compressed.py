@@ -12,17 +12,9 @@ from nachim.app.export import export
 from nachim.model.hf.compressed import coded, packed
 from nachim.model.quantized.grid import nearest
 from nachim.model.quantized.spread import spread
-from nachim.spec import NF4, Attention, Decoder, Int4, Int8, SwiGLU, UserError
+from nachim.spec import NF4, Int4, Int8, UserError
 from nachim.spec.quantize import Scheme
-from tests.model.quantized.low import written
-
-LLAMA = Decoder(
-    vocab_size=61,
-    d_model=64,
-    n_layers=2,
-    attention=Attention(n_heads=4, n_kv_heads=2, d_head=16),
-    ffn=SwiGLU(d_ff=128),
-)
+from tests.model.quantized.low import LLAMA, written
 
 
 def unpacked(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:

@@ -14,18 +14,11 @@ from nachim.app.export import export
 from nachim.model.hf.gguf_blocks import blocks, kind_of, low_of
 from nachim.model.quantized.grid import Coded, nearest
 from nachim.model.quantized.spread import spread
-from nachim.spec import NF4, Attention, CompleteP, Decoder, Int4, Int8, SwiGLU, UserError
-from tests.model.quantized.low import written
+from nachim.spec import NF4, CompleteP, Int4, Int8, UserError
+from tests.model.quantized.low import LLAMA, written
 
 GENERATOR = torch.Generator().manual_seed(3)
 WEIGHT = 0.05 * torch.randn(16, 128, generator=GENERATOR)
-LLAMA = Decoder(
-    vocab_size=61,
-    d_model=64,
-    n_layers=2,
-    attention=Attention(n_heads=4, n_kv_heads=2, d_head=16),
-    ffn=SwiGLU(d_ff=128),
-)
 
 
 def made(coded: Coded) -> tuple[GGMLQuantizationType, np.ndarray]:

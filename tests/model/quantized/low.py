@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ DENSE = Decoder(
     attention=Attention(n_heads=4, n_kv_heads=2, d_head=16, bias="all"),
     ffn=SwiGLU(d_ff=128),
 )
+LLAMA = replace(DENSE, attention=replace(DENSE.attention, bias="none"))
 SPARSE = Decoder(
     vocab_size=61,
     d_model=64,
