@@ -12,6 +12,7 @@ import pytest
 
 from nachim.data import near
 from nachim.data.distinct import distinct_records
+from nachim.data.gathered import Gathered, digests
 from nachim.data.minhash import BANDS, ROWS, VALUES, agreement, band_keys, jaccard, signatures
 from nachim.data.near import cluster
 from nachim.data.shingle import shingles
@@ -47,6 +48,19 @@ def run(tmp_path):
         return found, [json.loads(line)["id"] for line in out.read_text().splitlines()]
 
     return made
+
+
+@pytest.fixture
+def gathered(tmp_path):
+    """Texts on disk, as duplicates are looked for among them."""
+    with Gathered(tmp_path / "gathered") as texts:
+
+        def made(raw):
+            texts.add(raw, range(len(raw)), signatures(raw), digests(raw), np.zeros(len(raw)))
+            texts.seal()
+            return texts
+
+        yield made
 
 
 def similarity(one, other):
@@ -90,21 +104,22 @@ def test_a_chain_of_small_changes_is_no_cluster(run):
     assert all(similarity(texts[one.id], texts[one.keeper]) >= 0.7 for one in found.removed)
 
 
-def test_a_text_whose_keeper_goes_finds_another_or_stays():
-    texts = [prose(8, 100)]
-    texts += [edited(texts[0], 1, 1), edited(edited(texts[0], 1, 1), 2, 2)]
-    raw = [text.encode() for text in texts]
+def test_a_text_whose_keeper_goes_finds_another_or_stays(gathered):
+    chain = [prose(8, 100)]
+    chain += [edited(chain[0], 1, 1), edited(edited(chain[0], 1, 1), 2, 2)]
+    raw = [text.encode() for text in chain]
     rank = np.arange(3)
-    work = near._Work(signatures(raw), raw.__getitem__, rank, 0.9, np.arange(3))
+    texts = gathered(raw)
+    work = near._Work(texts, rank, np.arange(3), 0.9)
     work.keeper[:] = [0, 0, 1]  # as when a band showed 2 near to 1, and a later one 1 near to 0
-    assert 0.6 < similarity(texts[0], texts[2]) < 0.9
+    assert 0.6 < similarity(chain[0], chain[2]) < 0.9
     work.settle()
     assert work.keeper.tolist() == [0, 0, 2]
-    loose = near._Work(signatures(raw), raw.__getitem__, rank, 0.6, np.arange(3))
+    loose = near._Work(texts, rank, np.arange(3), 0.6)
     loose.keeper[:] = [0, 0, 1]
     loose.settle()
     assert loose.keeper.tolist() == [0, 0, 0]
-    assert loose.similarity[2] == pytest.approx(similarity(texts[0], texts[2]))
+    assert loose.similarity[2] == pytest.approx(similarity(chain[0], chain[2]))
 
 
 def test_the_preferred_one_stays(run):
@@ -193,10 +208,10 @@ def test_bad_input_is_said_and_nothing_is_written(tmp_path, change, said):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_crowd_of_look_alikes_is_counted(monkeypatch):
+def test_a_crowd_of_look_alikes_is_counted(gathered, monkeypatch):
     monkeypatch.setattr(near, "CROWD", 3)
     same = prose(1, 30)
     raw = [f"{same} {prose(i, 12)}".encode() for i in range(12)]
-    found = cluster(signatures(raw), raw.__getitem__, np.arange(12), 0.95, np.arange(12), quiet)
+    found = cluster(gathered(raw), 0.95, "first", quiet)
     assert found.kept.all()
     assert found.crowded > 0

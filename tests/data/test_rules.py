@@ -207,3 +207,11 @@ def test_limits_that_keep_nothing_are_refused():
     for kind in (GopherTop, GopherRuns):
         with pytest.raises(UserError, match="must be above 0"):
             kind(n=0)
+
+
+def test_words_of_ascii_are_those_of_any_text():
+    chance = random.Random(0)
+    for _ in range(300):
+        text = "".join(chance.choice([chr(chance.randrange(128)), "a", "b7_", "'", " "]) for _ in range(60))
+        assert Passage(text).words == WORD.findall(text)
+    assert Passage("\x1c\x1da\x1e'\x1f'").words == ["a", "'", "'"]

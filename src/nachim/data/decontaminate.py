@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,26 @@ class Decontaminate(WholeSet):
 
     def join(self, shelf: Shelf) -> Joined:
         """Which benchmark each row touches, and what was found of each."""
-        sums = [shelf.summary(i) for i in range(shelf.count)]
-        facts = [self._found(number, benchmark, sums) for number, benchmark in enumerate(opened(self))]
-        decisions = []
-        for one in sums:
+        benchmarks = opened(self)
+        looked, rows = np.zeros((len(benchmarks), 2), np.int64), np.zeros(len(benchmarks), np.int64)
+        for benchmark in benchmarks:
+            benchmark.forget()
+        for i in range(shelf.count):
+            one = shelf.summary(i)
+            for number, benchmark in enumerate(benchmarks):
+                benchmark.met[one[f"met{number}"]] = True
+                looked[number] += one[f"looked{number}"]
+                rows[number] += one[f"hit{number}"].sum()
+        told = zip(self.benchmarks, benchmarks, looked.tolist(), rows.tolist(), strict=True)
+        facts = [_found(*each) for each in told]
+        return Joined(self._decisions(shelf), {"benchmarks": facts})
+
+    def _decisions(self, shelf: Shelf) -> Iterator[list[int | None]]:
+        """Of the rows of each shard the first benchmark that each touches."""
+        for i in range(shelf.count):
+            one = shelf.summary(i)
             hits = np.stack([one[f"hit{number}"] for number in range(len(self.benchmarks))])
-            decisions.append([int(np.argmax(column)) if column.any() else None for column in hits.T])
-        return Joined(decisions, {"benchmarks": facts})
+            yield [int(np.argmax(column)) if column.any() else None for column in hits.T]
 
     def apply(self, rows: Sequence[Row], decision: Any) -> list[Outcome]:
         """Drop those that touch one."""
@@ -74,23 +87,21 @@ class Decontaminate(WholeSet):
             for row, one in zip(rows, decision, strict=True)
         ]
 
-    def _found(self, number: int, benchmark: Benchmark, sums: Sequence[Summary]) -> dict[str, Any]:
-        benchmark.forget()
-        for one in sums:
-            benchmark.met[one[f"met{number}"]] = True
-        looked, false = sum((one[f"looked{number}"] for one in sums), np.zeros(2, np.int64)).tolist()
-        count, share = benchmark.shares()
-        hit = np.flatnonzero(share > 0)
-        return {
-            "benchmark": Path(self.benchmarks[number]).name,
-            "items": len(benchmark.ids),
-            "too_short": int((count == 0).sum()),
-            "contaminated": {str(benchmark.ids[i]): round(float(share[i]), 6) for i in hit},
-            "rate": len(hit) / max(1, int((count > 0).sum())),
-            "rows": int(sum(one[f"hit{number}"].sum() for one in sums)),
-            "filter_rate_stated": benchmark.filter.rate,
-            "filter_rate_measured": false / max(1, looked),
-        }
+
+def _found(path: str, benchmark: Benchmark, looked: Sequence[int], rows: int) -> dict[str, Any]:
+    """What was found of a benchmark, n-grams looked up and in vain among them, and how many rows touch it."""
+    count, share = benchmark.shares()
+    hit = np.flatnonzero(share > 0)
+    return {
+        "benchmark": Path(path).name,
+        "items": len(benchmark.ids),
+        "too_short": int((count == 0).sum()),
+        "contaminated": {str(benchmark.ids[i]): round(float(share[i]), 6) for i in hit},
+        "rate": len(hit) / max(1, int((count > 0).sum())),
+        "rows": rows,
+        "filter_rate_stated": benchmark.filter.rate,
+        "filter_rate_measured": looked[1] / max(1, looked[0]),
+    }
 
 
 def opened(stage: Decontaminate) -> tuple[Benchmark, ...]:

@@ -50,8 +50,8 @@ def distinct(spool: Spool, order: npt.NDArray[np.int64], tick: Callable[[float],
 
     `tick` hears the share done, 0 to 1.
     """
-    seen, kept = Seen(len(spool.raw)), np.ones(len(order), dtype=bool)
-    done = np.cumsum(spool.sizes[order]) / len(spool.raw)
+    seen, kept = Seen(spool.size), np.ones(len(order), dtype=bool)
+    done = np.cumsum(spool.sizes[order]) / spool.size
     for i, document in enumerate(order):
         hashes = shingles(spool[document])
         kept[i] = seen.share(hashes) <= NEAR
@@ -68,7 +68,7 @@ def leakage(
     tick: Callable[[float], None],
 ) -> float:
     """The share of validation bytes in documents more than half of whose shingles stand in train, 0 to 1."""
-    seen = Seen(len(spool.raw))
+    seen = Seen(spool.size)
     for i, document in enumerate(train, start=1):
         seen.add(shingles(spool[document]))
         tick(i / len(train))

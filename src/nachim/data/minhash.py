@@ -61,8 +61,15 @@ def band_keys(found: Signatures, band: int) -> Words:
 
 
 def agreement(found: Signatures, one: int, others: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The estimated similarity of text `one` to `others`: the share of values in which they agree."""
-    return (found[others] == found[one]).mean(axis=1)
+    """The estimated similarity of text `one` to `others`."""
+    return alike(found[others], found[one])
+
+
+def alike(found: Signatures, one: Signatures) -> npt.NDArray[np.float64]:
+    """The estimated similarity of texts with the signatures `found` [n, VALUES] to that with `one` [VALUES] alone: the
+    share of values in which they agree."""
+    share: npt.NDArray[np.float64] = (found == one).mean(axis=1)
+    return share
 
 
 def jaccard(one: Words, other: Words) -> float:

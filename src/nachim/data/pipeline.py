@@ -111,7 +111,7 @@ class Built:
             for total, shards in ((came, self.read), (kept, self.shards)):
                 for shard in shards:
                     if shard.path.name.startswith(f"{number:02}-"):
-                        total.add(shard.ledger.kept.rows, shard.ledger.kept.bytes)
+                        total.add(shard.kept.rows, shard.kept.bytes)
             told.append({"name": origin.title, "licence": origin.licence, "read": asdict(came), "kept": asdict(kept)})
         return told
 
@@ -209,21 +209,22 @@ class _Build:
         facts = _facts(note, whole, decisions)
         if facts is None:
             self._run(f"{name}: looking", parts)
+            note.unlink(missing_ok=True)  # until all decisions are there again, it would speak of others
             scratch = folder / "scratch"
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
             shelf = Shelf(
                 count=len(shards),
-                counts=tuple(shard.ledger.kept.rows for shard in shards),
+                counts=tuple(shard.kept.rows for shard in shards),
                 rows=lambda i: read_shard(shards[i].path),
                 summary=lambda i: parts[i].read(),
                 scratch=scratch,
                 tick=lambda share: self.listen(f"{name}: deciding", share),
             )
             joined = stage.join(shelf)
-            shutil.rmtree(scratch)
             for path, decision in zip(decisions, joined.decisions, strict=True):
                 write_text(path, json.dumps(decision) + "\n")
+            shutil.rmtree(scratch)
             facts = joined.facts
             write_text(note, json.dumps({"key": whole, "facts": facts}) + "\n")
         for place, files in (("summaries", [part.target for part in parts]), ("decisions", decisions)):

@@ -116,8 +116,9 @@ def resampled(stage: Resample, source: Path, out: Path, tick: Callable[[float], 
         raise UserError(f"no record in {source}" + "".join(f"; {note}" for note in report.notes()))
     shelf = Shelf(len(summaries), lambda i: [], lambda i: summaries[i], out.parent, lambda done: None)
     joined = stage.join(shelf)
-    weights = np.array([weight for shard, _ in joined.decisions for weight in shard])
-    chosen = np.array([drawn for _, shard in joined.decisions for drawn in shard])
+    shards = list(joined.decisions)
+    weights = np.array([weight for shard, _ in shards for weight in shard])
+    chosen = np.array([drawn for _, shard in shards for drawn in shard])
     with lines_to(out) as write:
         for record, drawn in zip(records(source, stage.text_column, Report()), chosen, strict=True):
             if drawn:

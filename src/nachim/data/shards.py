@@ -16,9 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from nachim.data.ledger import Ledger
+from nachim.data.ledger import Count, Ledger
 from nachim.data.stage import Row
-from nachim.spec.disk import replacing, write_text
+from nachim.spec.disk import read_json, replacing, write_text
 from nachim.spec.error import UserError
 
 SUFFIX = ".jsonl.zst"
@@ -28,11 +28,16 @@ LEVEL = 3
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard that is done: where it stands, the SHA-256 of its bytes, and what became of the rows."""
+    """A shard that is done: where it stands, the SHA-256 of its bytes, and what stayed of the rows."""
 
     path: Path
     sha256: str
-    ledger: Ledger
+    kept: Count
+
+    @property
+    def ledger(self) -> Ledger:
+        """What became of the rows, read from the note each time: of many shards it would fill the memory."""
+        return Ledger.from_json(read_json(note_of(self.path))["ledger"])
 
 
 def encoded(rows: Iterable[Row]) -> bytes:
@@ -50,7 +55,7 @@ def write_shard(path: Path, key: str, rows: Iterable[Row], ledger: Ledger) -> Sh
     raw = write_lines(path, rows)
     note = {"key": key, "sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw), "ledger": ledger.to_json()}
     write_text(note_of(path), json.dumps(note, sort_keys=True) + "\n")
-    return Shard(path, note["sha256"], ledger)
+    return Shard(path, note["sha256"], ledger.kept)
 
 
 def write_lines(path: Path, rows: Iterable[Row]) -> bytes:
@@ -76,7 +81,7 @@ def done(path: Path, key: str) -> Shard | None:
         note: dict[str, Any] = json.loads(note_of(path).read_text(encoding="utf-8"))
         if note["key"] != key or path.stat().st_size != note["bytes"]:
             return None
-        return Shard(path, note["sha256"], Ledger.from_json(note["ledger"]))
+        return Shard(path, note["sha256"], Count(**note["ledger"]["kept"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -7,7 +7,7 @@ rows are dealt to shards and processes must not show in what it says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,9 +66,9 @@ class PerRow(Stage):
 
 @dataclass(frozen=True)
 class Joined:
-    """What a whole-set stage decided: plain JSON for each shard, in order, and `facts` (JSON) for the ledger."""
+    """What a whole-set stage decided: JSON for each shard, read once and in order, and `facts` (JSON) for a ledger."""
 
-    decisions: list[Any]
+    decisions: Iterable[Any]
     facts: dict[str, Any]
 
 
