@@ -119,14 +119,15 @@ def verdict_kind(worth: Worth) -> str:
 
 def _names(ideas: Sequence[Path]) -> list[str]:
     """The function's name or the last part of each path, or all of it where those are not distinct."""
-    short = [_short(idea) for idea in ideas]
+    short = [short_name(idea) for idea in ideas]
     names = short if len(set(short)) == len(short) else [str(idea) for idea in ideas]
     if len(set(names)) < len(names):
         raise UserError("an idea is named twice: name each ladder once")
     return names
 
 
-def _short(idea: Path) -> str:
+def short_name(idea: Path) -> str:
+    """The function that FILE.py:NAME names, or the last part of a path."""
     if is_code(idea):
         return str(idea).partition(".py:")[2] or idea.stem
     return idea.stem if idea.is_file() else idea.resolve().name

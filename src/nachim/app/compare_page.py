@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,28 +47,31 @@ def write_page(path: Path, base: Path, found: Mapping[str, Worth]) -> None:
     write_text(path, page)
 
 
-def multipliers(found: Mapping[str, Worth]) -> go.Figure:
-    """Multiplier against compute: a line, its 95 % band and the pairs of each idea."""
+def multipliers(found: Mapping[str, Worth], flops: Sequence[float] = (), values: Sequence[float] = ()) -> go.Figure:
+    """Multiplier against compute: a line, its 95 % band and the pairs of each idea.
+
+    The axes have room for `flops` and the multipliers `values` too.
+    """
     fig = go.Figure(layout={"template": TEMPLATE, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"}})
-    seen = [1.0]
+    seen = [1.0, *values]
     for place, (name, worth) in enumerate(found.items()):
         colour, label = SHAPES[place % len(SHAPES)], html.escape(name)
-        flops = np.geomspace(*worth.span, 40) if worth.trend is not None else np.array(worth.span)
-        value, low, high = worth.at(flops)
+        across = np.geomspace(*worth.span, 40) if worth.trend is not None else np.array(worth.span)
+        value, low, high = worth.at(across)
         seen += [low.min(), high.max(), *np.quantile(worth.points[:, 1], [0.02, 0.98] if len(worth.points) else [])]
         red, green, blue = hex_to_rgb(colour)
         common = {"legendgroup": label, "hoverinfo": "skip"}
         fig.add_scatter(
-            x=np.concatenate([flops, flops[::-1]]), y=np.concatenate([high, low[::-1]]), fill="toself", mode="lines",
+            x=np.concatenate([across, across[::-1]]), y=np.concatenate([high, low[::-1]]), fill="toself", mode="lines",
             fillcolor=f"rgba({red},{green},{blue},0.18)", line={"width": 0}, name=f"{label}, 95 %", **common,
         )  # fmt: skip
-        fig.add_scatter(x=flops, y=value, mode="lines", line={"color": colour, "width": 2}, name=label, **common)
+        fig.add_scatter(x=across, y=value, mode="lines", line={"color": colour, "width": 2}, name=label, **common)
         fig.add_scatter(
             x=worth.points[:, 0], y=worth.points[:, 1], mode="markers", marker={"color": colour, "size": 7},
             name=f"{label}, pairs", legendgroup=label, hovertemplate="%{x:.3g} FLOP: %{y:.3f}<extra></extra>",
         )  # fmt: skip
     fig.add_hline(y=1.0, line={"color": "#7b8494", "width": 1, "dash": "dash"})
-    spans = [end for worth in found.values() for end in worth.span]
+    spans = [*flops, *(end for worth in found.values() for end in worth.span)]
     log_axis(fig.update_xaxes, round_ticks(min(spans), max(spans)), "training compute of the idea's run, FLOP")
     log_axis(fig.update_yaxes, _around_one(min(seen), max(seen)), "multiplier of compute")
     return fig.update_yaxes(range=np.log10([min(seen) / 1.03, max(seen) * 1.03]).tolist())

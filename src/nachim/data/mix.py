@@ -115,6 +115,12 @@ class Mixed:
         return next(iter(self.sources.values())).prepared.folder / TOKENIZER
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the tokens of all corpora, in their order."""
+        fingerprints = [source.prepared.fingerprint for source in self.sources.values()]
+        return hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
+
+    @property
     def end(self) -> int:
         """The end-of-text token, which every document ends in."""
         return next(iter(self.sources.values())).end
@@ -189,8 +195,7 @@ def open_mixture(data: Data, cache: Path, progress: Progress | None = None) -> M
         if not isinstance(plain.tokenizer, TokenizerFile):
             file = TokenizerFile(path=str(prepared.folder / TOKENIZER), vocab_size=data.tokenizer.vocab_size)
             plain = dataclasses.replace(plain, tokenizer=file)
-    fingerprints = [source.prepared.fingerprint for source in sources.values()]
-    found = hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
-    if data.fingerprint_of_tokens not in ("", found):
-        raise UserError(f"the run was made with the tokens {data.fingerprint_of_tokens}, and its mixture has {found}")
-    return Mixed(sources, mixture, data)
+    found = Mixed(sources, mixture, data)
+    if (wanted := data.fingerprint_of_tokens) not in ("", found.fingerprint):
+        raise UserError(f"the run was made with the tokens {wanted}, and its mixture has {found.fingerprint}")
+    return found

@@ -75,6 +75,7 @@ class Worth:
     notes: tuple[str, ...]
     solved: Robust
     centre: float
+    surface: Surface
     q: float
     trend_q: float | None
 
@@ -265,6 +266,7 @@ def _told(model: _Model, solved: Robust, noise: Array, span: tuple[float, float]
         notes=tuple(_notes(model, solved, points, float(high / low))),
         solved=solved,
         centre=model.centre,
+        surface=model.surface,
         q=p,
         trend_q=trend_p,
     )
