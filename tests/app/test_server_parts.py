@@ -13,16 +13,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models
 
 from bench._chatty import checkpoint, tokenizer
 from nachim.app.chat import Conversation, chat
 from nachim.app.server import worker
+from nachim.app.server.asks import Ask
 from nachim.app.server.errors import ApiError
 from nachim.app.server.gate import Gate, Limits
 from nachim.app.server.metrics import Metrics
-from nachim.app.server.run import Slots
-from nachim.app.server.schema import Tool
+from nachim.app.server.run import Run, Slots
+from nachim.app.server.schema import CompletionBody, Tool
 from nachim.app.server.served import Served
 from nachim.app.server.text import TokenBytes
 from nachim.app.server.tools import FORMATS, CallReader, format_of, required
@@ -291,3 +293,68 @@ def test_a_model_without_a_template_is_not_talked_to(folder, tmp_path):
         chat(tmp_path / "none")
     (tmp_path / "plain.jinja").write_text("{{ messages[0].content }}")
     assert Served(bare, Engine(bare), template=tmp_path / "plain.jinja").template is not None
+
+
+class Counted(Endless):
+    """An engine whose steps take a while, and that remembers before which of them a request came."""
+
+    def __init__(self, refused: int = -1) -> None:
+        super().__init__()
+        self.came, self.steps, self.refused = [], 0, refused
+
+    def add(self, prompt, sampling, priority, constraint):
+        if prompt == [self.refused]:
+            raise UserError("not this one")
+        self.came.append(self.steps)
+        self.served[prompt[0]] = self
+        return prompt[0]
+
+    def step(self):
+        time.sleep(0.02)
+        self.steps += 1
+        return []
+
+    def abort(self, request):
+        self.aborted.append(request)
+        del self.served[request]
+
+
+def queued(engine: Counted, count: int) -> Run:
+    """A run of `count` prompts, left in the end."""
+
+    async def run():
+        steps = worker.Worker(engine)
+        made = Run(steps, Slots(100), Metrics(), count)
+        try:
+            await made.queue(None, [Ask([number], Sampling()) for number in range(count)])
+        finally:
+            made.leave()
+            while engine.served:
+                await asyncio.sleep(0.01)
+            steps.stop()
+        return made
+
+    return asyncio.run(run())
+
+
+def test_prompts_of_one_request_come_together():
+    engine = Counted()
+    assert [stream.request for stream in queued(engine, 30).streams] == list(range(30))
+    assert max(engine.came) - min(engine.came) <= 1
+    assert sorted(engine.aborted) == list(range(30))
+
+
+def test_prompts_beside_one_that_is_refused_are_let_go():
+    engine = Counted(refused=3)
+    with pytest.raises(UserError, match="not this one"):
+        queued(engine, 6)
+    assert sorted(engine.aborted) == [0, 1, 2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [({"stop_token_ids": [1] * 2000}, "at most"), ({"logit_bias": {str(i): 1 for i in range(2000)}}, "at most")],
+)
+def test_lists_that_every_step_would_go_through_have_an_end(body, says):
+    with pytest.raises(ValidationError, match=says):
+        CompletionBody.model_validate({"model": "x", "prompt": "x", **body})

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bench._chatty import checkpoint
@@ -19,6 +20,8 @@ from nachim.infer.constrain import Grammar, Vocabulary
 from nachim.infer.engine import Engine
 from nachim.infer.json_valid import Validator, matches
 from nachim.infer.request import Sampling
+from nachim.infer.sample import adjusted, law, uniform
+from nachim.infer.sample import draw as drawn
 from nachim.spec import UserError
 
 END = "<|endoftext|>"
@@ -251,3 +254,127 @@ def test_the_engine_keeps_to_a_constraint_however_it_works(folder, options, temp
     assert all(re.fullmatch(SHAPE, text) and end == "stop" for text, end in found)
     if temperature == 0.0:
         assert found == served(Engine(folder), tokens, temperature)
+
+
+def test_texts_of_one_grammar_share_what_was_built_and_nothing_else(vocabulary):
+    grammar, draw = constrain.json_schema(SCHEMAS[0]), random.Random(3)
+    began = vocabulary.start(grammar).allowed()
+    texts = [vocabulary.start(grammar) for _ in range(3)]
+    apart = [Vocabulary(vocabulary.tokenizer.to_str(), vocabulary.width, vocabulary.ends).start(grammar) for _ in texts]
+    for _ in range(60):
+        turn = draw.randrange(3)
+        allowed = texts[turn].allowed()
+        assert torch.equal(allowed, apart[turn].allowed())
+        tokens = [token for token in allowed.nonzero()[:, 0].tolist() if token not in vocabulary.ends]
+        if tokens:
+            token = draw.choice(tokens)
+            texts[turn].accept(token)
+            apart[turn].accept(token)
+    assert torch.equal(vocabulary.start(grammar).allowed(), began)
+
+
+def test_a_grammar_in_which_a_text_went_wrong_is_begun_anew(vocabulary):
+    grammar = constrain.choices(["ab", "cd"])
+    began = vocabulary.start(grammar)
+    allowed = began.allowed()
+    began.accept(vocabulary.ends[0] + 1)
+    assert not began.allowed().any()
+    assert torch.equal(vocabulary.start(grammar).allowed(), allowed)
+
+
+def test_no_more_grammars_are_kept_than_may_be(vocabulary):
+    for number in range(constrain.KEPT + 5):
+        vocabulary.start(constrain.choices([f"a{number}"]))
+    vocabulary.start(constrain.choices(["a9"]))
+    vocabulary.start(constrain.choices(["b"]))
+    kept = list(vocabulary._kept)
+    assert len(kept) == constrain.KEPT
+    assert [constrain.choices([text]).text for text in ("a9", "b")] == kept[-2:]
+
+
+@pytest.mark.parametrize("text", ["1" + "0" * 400, "1e400", "-1e400", "1" * 5000, "[" * 100_000, '"\\ud800"'])
+def test_whatever_a_text_does_to_the_validator_it_does_not_pass(text):
+    schema = {"anyOf": [{"multipleOf": 0.5, "type": "number"}, {"type": "array", "uniqueItems": True}]}
+    assert not Validator(schema)(text)
+    assert Validator(schema)("2.5")
+
+
+class Some:
+    """Allows some tokens, always the same."""
+
+    def __init__(self, allowed: torch.Tensor) -> None:
+        self.mask, self.masks = allowed, 0
+
+    def allowed(self) -> torch.Tensor:
+        self.masks += 1
+        return self.mask
+
+    def allows(self, token: int) -> bool:
+        return bool(self.mask[token])
+
+
+def asked(engine: Engine, allowed: torch.Tensor, **options):
+    """A sample that is to choose among the tokens allowed."""
+    number = engine.add([1, 2, 3], Sampling(**options), constraint=Some(allowed))
+    return engine.served[number].samples[0]
+
+
+@pytest.mark.parametrize("grammar", ["schema", "wide", "regex"])
+def test_one_token_is_allowed_where_the_mask_says_so(vocabulary, grammar):
+    made = {"schema": lambda: constrain.json_schema(SCHEMAS[0]), "regex": lambda: constrain.regex("[ab]{2,3}é?.*")}
+    made["wide"] = lambda: constrain.json_schema(SCHEMAS[5])
+    draw, state = random.Random(2), vocabulary.start(made[grammar]())
+    for _ in range(12):
+        allowed = state.allowed()
+        assert [state.allows(token) for token in range(vocabulary.width)] == allowed.tolist()
+        tokens = [token for token in allowed.nonzero()[:, 0].tolist() if token not in vocabulary.ends]
+        if not tokens:
+            break
+        state.accept(draw.choice(tokens))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"top_p": 0.7}, {"top_k": 5, "min_p": 0.01}, {"repetition_penalty": 1.4, "top_k": 9}, {"temperature": 0.0}],
+)
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.03])
+def test_a_law_that_is_cut_off_is_that_of_the_tokens_allowed(folder, options, share):
+    engine, draw = Engine(folder), torch.Generator().manual_seed(1)
+    width = engine.model.spec.vocab_size
+    allowed = torch.rand(width, generator=torch.Generator().manual_seed(5)) < share
+    for seed in range(6):
+        sample = asked(engine, allowed, seed=seed, **options)
+        logits_V, sampling = 3 * torch.randn(width, generator=draw), Sampling(seed=seed, **options)
+        masked_V = adjusted(logits_V, [1, 2, 3], 3, sampling, allowed)
+        u = uniform(sampling, 0, 3, "residual")
+        assert sample.choose(logits_V) == (
+            int(masked_V.argmax()) if sampling.greedy else drawn(law(masked_V, sampling), u)
+        )
+        assert sample.choose(torch.full((width,), float("nan"))) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6, "repetition_penalty": 1.3}])
+def test_tokens_follow_the_law_of_those_allowed_with_few_masks(folder, options):
+    engine = Engine(folder)
+    width = engine.model.spec.vocab_size
+    logits_V = torch.full((width,), -9.0)
+    logits_V[:8] = torch.linspace(-1, 1, 8)
+    allowed = torch.ones(width, dtype=torch.bool)
+    allowed[[2, 7]] = False
+    counts, masks = torch.zeros(width), 0
+    for seed in range(2000):
+        sample = asked(engine, allowed, seed=seed, **options)
+        counts[sample.choose(logits_V)] += 1
+        masks += sample.constraint.masks
+    law_V = law(adjusted(logits_V, [1, 2, 3], 3, Sampling(**options), allowed), Sampling(**options))
+    wanted = (2000 * law_V)[[0, 1, 3, 4, 5, 6]]
+    found = counts[[0, 1, 3, 4, 5, 6]]
+    assert counts[[2, 7]].sum() == 0
+    assert chisquare(found.numpy(), wanted.numpy() * found.sum().item() / wanted.sum().item()).pvalue > 1e-3
+    assert 0.15 < masks / 2000 < 0.6  # as often as a token was not allowed
+
+
+def test_where_nothing_is_allowed_nothing_is_drawn(folder):
+    engine = Engine(folder)
+    width = engine.model.spec.vocab_size
+    assert asked(engine, torch.zeros(width, dtype=torch.bool)).choose(torch.zeros(width)) is None

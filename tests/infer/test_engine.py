@@ -214,6 +214,9 @@ def test_a_constraint_is_kept_and_a_dead_end_ends_one_request():
             mask[self.tokens if self.left else []] = True
             return mask
 
+        def allows(self, token: int) -> bool:
+            return bool(self.allowed()[token])
+
         def accept(self, token: int) -> None:
             self.left -= 1
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import math
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from nachim.spec import UserError
 
+if TYPE_CHECKING:
+    from nachim.app.server.served import Served
+
 KEY = "NACHIM_API_KEY"
 """The environment variable that holds the key where none is given."""
+HUGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
+"""Has torch ask for large pages: the kernel has one to give in place of 512."""
 OWN = ("127.0.0.1", "::1", "localhost")
 """Addresses that only this machine can reach."""
 
@@ -57,36 +66,63 @@ def serve(
         stall_seconds: How long a client may stand still, sending or reading, before it is left.
         drain_seconds: How long what is being answered may take after SIGTERM.
     """
-    _check(run, samples, body_bytes, stall_seconds, drain_seconds)
+    _check(run, samples, body_bytes, stall_seconds, drain_seconds, chat_template)
+    key = _key(api_key, host)
     try:
-        from nachim.app.server.api import Api
-        from nachim.app.server.gate import Limits
         from nachim.app.server.listen import bound, listen
-        from nachim.app.server.served import Served
+
+        listening = bound(host, port)
+        engine = {"dtype": dtype, "cache": cache, "cache_tokens": cache_tokens, "draft": draft}
+        served = _opened(run, name, chat_template, engine)
+        from nachim.app.server.api import Api, Limits
     except ImportError as error:
         raise UserError(f"serving needs the package {error.name}: install nachim[serve]") from error
-    from nachim.infer.engine import Engine
-
-    listening, key = bound(host, port), api_key or os.environ.get(KEY)
-    if key is None and host not in OWN:
-        print(f"nachim: everybody who reaches {host} can use this server: give it an --api-key", file=sys.stderr)
-    engine = Engine(run, dtype=dtype, cache=cache, cache_tokens=cache_tokens, draft=draft)
-    served = Served(run, engine, name, chat_template)
     api = Api(served, Limits(body_bytes, samples, stall_seconds))
     said = f"serving {served.name} at {_address(host, listening.getsockname()[1])}"
-    listen(api.app(key), listening, drain_seconds, lambda: print(said, flush=True), lambda: api.worker.cut())
+    ready, cut = functools.partial(print, said, flush=True), lambda: api.worker.cut()
+    listen(api.app(key), listening, drain_seconds, stall_seconds, ready, cut)
     return 0
+
+
+def _opened(run: Path, name: str | None, chat_template: Path | None, options: dict[str, Any]) -> Served:
+    """The model in `run`, with an engine of these options."""
+    os.environ.setdefault(*HUGE_PAGES)
+    from nachim.infer.engine import Engine
+    from nachim.infer.folder import files_of
+
+    files_of(run)
+    # Weights are copied and packed without Python's lock: what else a server needs is imported meanwhile.
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(Engine, run, **options)
+        importlib.import_module("nachim.app.server.api")
+        from nachim.app.server.served import Served
+
+        return Served(run, opening.result(), name, chat_template)
+
+
+def _key(given: str | None, host: str) -> str | None:
+    """The key that requests must have. Raises UserError for an empty one, which would let everybody in."""
+    key = os.environ.get(KEY) if given is None else given
+    if key is not None and not key.strip():
+        raise UserError(f"the API key is empty: leave --api-key and {KEY} out to ask for none")
+    if key is None and host not in OWN:
+        print(f"nachim: everybody who reaches {host} can use this server: give it an --api-key", file=sys.stderr)
+    return key
 
 
 def _address(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
 
-def _check(run: Path, samples: int, body_bytes: int, stall_seconds: float, drain_seconds: float) -> None:
+def _check(
+    run: Path, samples: int, body_bytes: int, stall_seconds: float, drain_seconds: float, template: Path | None
+) -> None:
     for option, value in (("samples", samples), ("body-bytes", body_bytes)):
         if value < 1:
             raise UserError(f"--{option} is {value}; it must be at least 1")
-    if stall_seconds <= 0 or drain_seconds < 0:
-        raise UserError("--stall-seconds must be above 0, and --drain-seconds not below")
+    if not 0 < stall_seconds < math.inf or not 0 <= drain_seconds < math.inf:
+        raise UserError("--stall-seconds must be a number above 0, and --drain-seconds one not below")
     if not run.is_dir():
         raise UserError(f"there is no folder {run}")
+    if template is not None and not template.is_file():
+        raise UserError(f"there is no chat template {template}")

@@ -7,7 +7,10 @@ then end only where `jsonschema` finds it valid: nothing false ends.
 
 from __future__ import annotations
 
+import functools
 import json
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +37,8 @@ SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 """White space in JSON: enough for any indentation, and not without end, which weak models like to write."""
 GUIDANCE = "x-guidance"
 """The key by which a schema could change how it is read."""
+KEPT = 16
+"""Grammars whose automata a vocabulary keeps, those used last."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,20 @@ def json_schema(schema: Mapping[str, Any] | bool) -> Grammar:
     """
     if isinstance(schema, Mapping) and GUIDANCE in schema:
         raise UserError(f"the JSON schema has the key {GUIDANCE!r}, which is kept for how schemas are read")
+    try:
+        text = json.dumps(schema, allow_nan=False)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"not a JSON schema: {_short(str(error))}") from error
+    return _read(_sized(text))
+
+
+@functools.lru_cache(maxsize=64)
+def _read(text: str) -> Grammar:
+    """The grammar of a schema that is given as JSON. The same one comes with many requests, and reading takes long."""
+    schema, said = json.loads(text), list[str]()
     validator = Validator(schema)
     if isinstance(schema, bool):
-        schema = {} if schema else {"enum": []}
-    try:
-        text, said = _sized(json.dumps(schema, allow_nan=False)), list[str]()
-    except ValueError as error:
-        raise UserError("not a JSON schema: it holds a number that JSON has not") from error
+        text = "{}" if schema else '{"enum": []}'
     for reading in READINGS:
         grammar = llguidance.LLMatcher.grammar_from_json_schema(
             text, overrides={"whitespace_pattern": SPACE, **reading}
@@ -115,16 +127,42 @@ class Vocabulary:
             why = _short(str(error))
             raise UserError(f"constrained decoding does not know this kind of tokenizer: {why}") from error
         self.width, self.ends = width, list(ends)
+        self._kept: dict[str, llguidance.LLMatcher] = {}
+        self._lock = threading.Lock()
+        self.plain = self._plain()
+        """Tokens for whom their bytes say all: no ends, no marks, none without bytes or of bytes that another has."""
+
+    def _plain(self) -> list[bool]:
+        known = self.tokens
+        texts = [b"" if known.is_special_token(one) else known.decode_bytes([one]) for one in range(self.width)]
+        times = Counter(texts)
+        return [bool(text) and times[text] == 1 and one not in self.ends for one, text in enumerate(texts)]
 
     def start(self, grammar: Grammar) -> Automaton:
-        """The automaton at the beginning of a text. Raises UserError when no text of this vocabulary can satisfy it."""
-        matcher = llguidance.LLMatcher(self.tokens, grammar.text, log_level=0)
-        if matcher.is_error():
-            raise UserError(f"the constraint cannot be enforced: {_short(matcher.get_error())}")
-        begun = Automaton(self, grammar, matcher)
+        """The automaton at the beginning of a text. Raises UserError when no text of this vocabulary can satisfy it.
+
+        States are built as texts come to them. All automata of one grammar share them: a second text finds them built.
+        """
+        with self._lock:
+            kept = self._kept.get(grammar.text)
+        if kept is None:
+            kept = llguidance.LLMatcher(self.tokens, grammar.text, log_level=0)
+        if kept.is_error():
+            raise UserError(f"the constraint cannot be enforced: {_short(kept.get_error())}")
+        begun = Automaton(self, grammar, kept.deep_copy())
         if not begun.allowed().any():
             raise UserError("no text can satisfy the constraint")
+        with self._lock:
+            self._kept.pop(grammar.text, None)  # the last is the one used last
+            self._kept[grammar.text] = kept
+            if len(self._kept) > KEPT:
+                del self._kept[next(iter(self._kept))]
         return begun
+
+    def forget(self, grammar: Grammar) -> None:
+        """Build the states of a grammar anew from now on: one text came to an error, or to a limit, in them."""
+        with self._lock:
+            self._kept.pop(grammar.text, None)
 
 
 class Automaton:
@@ -133,15 +171,25 @@ class Automaton:
     def __init__(self, vocabulary: Vocabulary, grammar: Grammar, matcher: llguidance.LLMatcher) -> None:
         self.vocabulary, self.grammar, self._matcher = vocabulary, grammar, matcher
         self._taken: list[int] = []
-        self._bits = np.zeros((vocabulary.width + 31) // 32, dtype=np.int32)
+        self._bits = np.zeros((vocabulary.width + 31) // 32 * 4, dtype=np.uint8)
+        self._at = self._bits.ctypes.data
 
     def allowed(self) -> Tensor:
         """Which tokens [V] (bool) may come next; none where the text so far can become no whole one."""
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        found = np.unpackbits(self._bits.view(np.uint8), count=self.vocabulary.width, bitorder="little").view(np.bool_)
-        if self._matcher.is_error() or (self.grammar.valid is not None and not self._whole()):
-            found[self.vocabulary.ends] = False
-        return torch.from_numpy(found)
+        self._matcher.unsafe_compute_mask_ptr(self._at, self._bits.nbytes)
+        found, ends = np.unpackbits(self._bits, count=self.vocabulary.width, bitorder="little"), self.vocabulary.ends
+        if self._matcher.is_error():
+            self.vocabulary.forget(self.grammar)
+            found[ends] = 0
+        elif self.grammar.valid is not None and found[ends].any() and not self._whole():
+            found[ends] = 0
+        return torch.from_numpy(found.view(np.bool_))
+
+    def allows(self, token: int) -> bool:
+        """Whether one token may come next: what `allowed` says of it, without the others."""
+        if self.vocabulary.plain[token]:
+            return bool(self._matcher.validate_tokens([token]) == 1)
+        return bool(self.allowed()[token])
 
     def accept(self, token: int) -> None:
         """Take in the token that came. One that was not allowed leaves a text after which nothing is allowed."""
@@ -167,6 +215,7 @@ def _held(text: str, what: str) -> Grammar:
     return Grammar(text)
 
 
+@functools.lru_cache(maxsize=64)
 def _refusal(grammar: str) -> str:
     """Why a grammar is refused; nothing where it is taken, with a warning or without."""
     wrong, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar)

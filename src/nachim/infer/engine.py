@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from nachim.infer.folder import Loaded, opened
 from nachim.infer.pages import GONE
 from nachim.infer.prefix import hashes
+from nachim.infer.reading import Reading
 from nachim.infer.request import SEEDS, Chunk, Completion, Constraint, Request, Sampling
 from nachim.infer.runner import Runner, Work
 from nachim.infer.sample import likeliest_of
@@ -30,6 +32,8 @@ from nachim.spec.cached import BLOCK, Cached
 
 PAGE = 8
 """Tokens of a page: half of one is what a sequence wastes on average."""
+SHARE = 0.8
+"""Of the seconds that a pass gave to generating samples, those that it may give to a block beside them."""
 
 
 class Engine:
@@ -167,14 +171,27 @@ class Engine:
         plan = self.scheduler.plan()
         for copy in plan.copies:
             self.store.copy(*copy)
-        moved = [sample for block in plan.blocks for sample in self._block(*block)]
+        began, moved, seconds = time.thread_time(), list[Sample](), math.inf
         if plan.rows:
-            moved += self._rows([Work(*row) for row in plan.rows])
+            moved = self._rows([Work(*row) for row in plan.rows])
+            seconds = SHARE * (time.thread_time() - began)
+        for block in plan.blocks:
+            moved += self._block(*block, seconds)
         return self._tell(moved)
 
-    def _block(self, sequence: Seq, begin: int, end: int) -> list[Sample]:
-        """Read a block of a prompt; the samples that got their first token by it."""
-        x_1TD = self.runner.block(sequence, begin, end)
+    def _block(self, sequence: Seq, begin: int, end: int, seconds: float) -> list[Sample]:
+        """Read a block of a prompt; the samples that got their first token by it.
+
+        One that is not the first goes through as many layers as `seconds` are likely to last for, others later.
+        """
+        if sequence.computed < begin:  # the block before it stands between two layers
+            return []
+        if sequence.reading is None:
+            sequence.reading = Reading(self.runner.layers(sequence, begin, end), self.model.spec.n_layers)
+        x_1TD = sequence.reading.go(seconds if begin else math.inf)
+        if x_1TD is None:
+            return []
+        sequence.reading = None
         if self.drafter is not None:
             self.drafter.read(sequence, begin, x_1TD)
         self._pack(sequence, end)
@@ -339,19 +356,20 @@ def _next(
     draft: int | None = None,
     q_V: Tensor | None = None,
 ) -> int | None:
-    """Choose the next token of a sample and take it in; None where there is none to choose.
+    """Choose the next token of a sample and take it in; None where there is none to choose (NaN, or none is allowed).
 
     `best` is the likeliest token by its logits and that logit: a greedy request without wishes looks no further.
     """
-    plain = sample.constraint is None and sample.served.request.sampling.plain
-    wanted_V = logits_V if plain else sample.adjusted(logits_V)
-    if not math.isfinite(best[1] if plain else wanted_V.max().item()):  # NaN, or no token is allowed
+    sampling = sample.served.request.sampling
+    if q_V is not None:
+        wanted_V = sample.adjusted(logits_V)
+        token = accepted(sample, wanted_V, draft, q_V) if math.isfinite(wanted_V.max().item()) else None
+    elif sample.constraint is None and sampling.plain and sampling.greedy:
+        token = best[0] if math.isfinite(best[1]) else None
+    else:
+        token = sample.choose(logits_V)
+    if token is None:
         sample.finish_reason = "error"
         return None
-    if q_V is not None:
-        token = accepted(sample, wanted_V, draft, q_V)
-    else:
-        greedy = plain and sample.served.request.sampling.greedy
-        token = best[0] if greedy else sample.choose(wanted_V)
     sample.take(token, logits_V)
     return token

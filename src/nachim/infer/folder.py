@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,34 @@ def opened(folder: Path | str, dtype: str | None = "float32") -> Loaded:
     part = Part.load(folder / RUN) if (folder / RUN).is_file() else None
     context = part.data.seq_len if isinstance(part, Run) else None
     if isinstance(part, Run) and (folder / TOKENIZER).is_file():
-        return Loaded(model, load_tokenizer(folder / TOKENIZER), frozenset({EOT_ID}), _table(model.spec, context))
+        tokenizer = tokenizer_at(folder / TOKENIZER, load_tokenizer)
+        return Loaded(model, tokenizer, frozenset({EOT_ID}), _table(model.spec, context))
     if (folder / ORIGIN).is_dir():
         folder = folder / ORIGIN
     told = _told(folder)
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER)) if (folder / TOKENIZER).is_file() else None
+    tokenizer = tokenizer_at(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
     longest = told.get("max_position_embeddings") or told.get("n_positions") or context
+    if not (longest is None or (type(longest) is int and longest > 0)):
+        raise UserError(f"{folder / CONFIG} says that the context is {longest!r}; it must be a number of tokens")
     return Loaded(model, tokenizer, _ends(told), _table(model.spec, longest))
+
+
+def files_of(folder: Path) -> Path:
+    """Where the tokenizer's files of a run or a checkpoint stand. Raises UserError where there are none."""
+    for files in (folder / ORIGIN, folder):
+        if (files / TOKENIZER).is_file():
+            return files
+    if not any((folder / name).is_file() for name in (RUN, CONFIG)):
+        raise UserError(f"{folder} is neither a run nor a checkpoint: it has no {RUN} and no {CONFIG}")
+    raise UserError(f"{folder} has no {TOKENIZER}: text needs one")
+
+
+def tokenizer_at(path: Path, read: Callable[[Any], Tokenizer] = Tokenizer.from_file) -> Tokenizer:
+    """The tokenizer in the file `path`. Raises UserError for a file that holds none."""
+    try:
+        return read(str(path))
+    except Exception as error:  # what the Rust library raises has no narrower name
+        raise UserError(f"{path} holds no tokenizer that can be read ({error}): copy or download it again") from error
 
 
 def _told(folder: Path) -> dict[str, Any]:
@@ -53,6 +75,8 @@ def _told(folder: Path) -> dict[str, Any]:
     for name in (CONFIG, "generation_config.json"):
         if (folder / name).is_file():
             values = read_json(folder / name)
+            if not isinstance(values, dict):
+                raise UserError(f"{folder / name} is not a JSON object")
             inner = values.get("text_config")
             found |= {**(inner if isinstance(inner, dict) else {}), **values}
     return found
@@ -60,7 +84,10 @@ def _told(folder: Path) -> dict[str, Any]:
 
 def _ends(told: dict[str, Any]) -> frozenset[int]:
     value = told.get("eos_token_id")
-    return frozenset(value if isinstance(value, list) else [] if value is None else [value])
+    ends = value if isinstance(value, list) else [] if value is None else [value]
+    if wrong := [token for token in ends if type(token) is not int]:
+        raise UserError(f"eos_token_id in the model's config is {wrong[0]!r}; it must be a token id, or a list of them")
+    return frozenset(ends)
 
 
 def _table(spec: Decoder, context: int | None) -> int | None:

@@ -45,7 +45,7 @@ class Validator:
         """Whether `text` is valid."""
         try:
             return bool(self._validator.is_valid(json.loads(text)))
-        except (ValueError, RecursionError, Unresolvable, _NotMatched):
+        except Exception:  # 400 digits by a step of 0.5 overflow; whatever a text does to the library, it does not pass
             return False
 
 

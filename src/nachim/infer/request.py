@@ -23,8 +23,11 @@ MOST_SAMPLES, MOST_TOP, SEEDS = 128, 128, 1 << 63
 class Constraint(Protocol):
     """What a sample may say, told token by token: a grammar's state. The engine forks one for each sample."""
 
-    def allowed(self) -> Tensor | None:
-        """Which tokens may come next, bool [V]; None where all may. An end-of-text token counts as a token."""
+    def allowed(self) -> Tensor:
+        """Which tokens may come next, bool [V]. An end-of-text token counts as a token."""
+
+    def allows(self, token: int) -> bool:
+        """Whether this token may come next: as `allowed` says, and sooner."""
 
     def accept(self, token: int) -> None:
         """Take in the token that was chosen."""
@@ -141,6 +144,11 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the likeliest token is taken."""
         return self.temperature == 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is cut off the law, or it is of one token."""
+        return self.greedy or (self.top_k is None and self.top_p == 1 and self.min_p == 0)
 
     @property
     def plain(self) -> bool:

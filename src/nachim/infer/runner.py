@@ -7,6 +7,7 @@ all rows at once, and attention meets the keys of each row's own sequence (`rows
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ from nachim.model.cache import Cache
 from nachim.model.frame import Frame
 from nachim.spec import InfiniAttention, NoPosition, RoPE
 from nachim.spec.model import Block
+
+RECENT_BYTES = 1 << 28
+"""Of keys and values of a prompt that is being read, held beside its pages at most."""
 
 
 @dataclass(eq=False)
@@ -61,19 +65,34 @@ class Runner:
         self.for_blocks = Form(self.model, products, self.invariant, rows=False)
         self.for_rows = Form(self.model, products, self.invariant, rows=True)
 
-    @torch.inference_mode()
     def block(self, sequence: Sequence, begin: int, end: int) -> Tensor:
-        """Read tokens [begin, end) of a prompt; the stream [1, T, D] after the last block."""
+        """Read tokens [begin, end) of a prompt; the stream [1, T, D] after the last layer."""
+        *_, x_1TD = self.layers(sequence, begin, end)
+        return x_1TD
+
+    @torch.inference_mode()
+    def layers(self, sequence: Sequence, begin: int, end: int) -> Iterator[Tensor]:
+        """Read tokens [begin, end) of a prompt, layer by layer; the stream [1, T, D] after each."""
         ids_1T = torch.tensor([sequence.tokens[begin:end]], device=self.device)
         frame = Frame((1, end - begin), self.device, begin)
         states: States = []
+        recent: States = []
         x_1TD = self.for_blocks.embed(ids_1T, frame)
         for layer, module in enumerate(self.for_blocks.blocks):
             memory = self._memory(sequence, layer, begin)
             x_1TD = module(x_1TD, frame, memory)
+            recent.append({name: memory[name] for name in self.store.layers[layer].shapes})
             states.append(self._put(sequence, layer, memory, begin, end))
-        sequence.states = states
-        return x_1TD
+            if len(states) == len(self.for_blocks.blocks):
+                sequence.states, sequence.recent = states, self._recent(sequence, recent, end)
+            yield x_1TD
+
+    def _recent(self, sequence: Sequence, recent: States, end: int) -> tuple[int, States] | None:
+        """What the next block of a prompt need not gather from pages: all that they hold of it, if that is little."""
+        size = sum(value.nbytes for values in recent for value in values.values())
+        return (
+            (end, recent) if self.store.cache is None and end + 1 < sequence.n_prompt and size <= RECENT_BYTES else None
+        )
 
     def _memory(self, sequence: Sequence, layer: int, length: int) -> dict[str, Tensor]:
         """What a layer remembers of a sequence's first `length` tokens, as its module knows it."""
@@ -81,7 +100,9 @@ class Runner:
             return {}
         kept = self.store.layers[layer]
         memory = held(sequence.states[layer]) if sequence.states else {}
-        if kept.shapes:
+        if kept.shapes and sequence.recent is not None and sequence.recent[0] == length:
+            memory.update(sequence.recent[1][layer])
+        elif kept.shapes:
             first = 0 if kept.window is None else max(0, length + 1 - kept.window)
             slots = self.store.slots(sequence, kept.window, first, length)
             memory.update({name: self.store.read(layer, name, slots) for name in kept.shapes})

@@ -36,8 +36,11 @@ def adjusted(
         return logits_V
     generated = tokens[n_prompt:]
     logits_V = logits_V.clone() if allowed_V is None else logits_V
-    for token, bias in sampling.logit_bias.items():
-        logits_V[token] += bias
+    if sampling.logit_bias:
+        index = torch.tensor(list(sampling.logit_bias), device=logits_V.device)
+        logits_V[index] += torch.tensor(
+            list(sampling.logit_bias.values()), dtype=logits_V.dtype, device=logits_V.device
+        )
     if sampling.repetition_penalty != 1:
         index = torch.tensor(sorted(set(tokens)), device=logits_V.device)
         met, penalty = logits_V[index], sampling.repetition_penalty

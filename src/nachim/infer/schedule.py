@@ -205,7 +205,7 @@ class Scheduler:
         for group, table in sequence.tables.items():
             self.pools[group].drop(table)
         sequence.tables, sequence.computed, sequence.states = {}, 0, None
-        sequence.drafts = []
+        sequence.drafts, sequence.reading, sequence.recent = [], None, None
 
     def pack(self, sequence: Sequence, length: int) -> list[tuple[Group, list[int], list[int]]]:
         """Its first `length` tokens will be `done`: the blocks to be packed for that, from pages into half as many."""

@@ -27,6 +27,10 @@ class Sequence:
     """Guesses of the tokens after `tokens`, to be read with them."""
     keys: list[bytes] = field(default_factory=list)
     """Hashes of the prompt's whole blocks."""
+    recent: tuple[int, list[dict[str, Any]]] | None = None
+    """While its prompt is read: so many tokens, and what pages hold of them in each layer, in one piece."""
+    reading: Any = None
+    """The block of its prompt that stands between two layers."""
     extra: Any = None
     """What the engine keeps with it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nachim.infer.request import Chunk, Completion, Constraint, FinishReason, Request
-from nachim.infer.sample import adjusted, draw, law, likeliest, uniform
+from nachim.infer.sample import Stream, adjusted, draw, law, likeliest, uniform
 from nachim.infer.sequence import Sequence
 from nachim.infer.text import Text
 
@@ -41,13 +42,34 @@ class Sample:
         tokens, n_prompt = self.sequence.tokens, self.sequence.n_prompt
         return adjusted(logits_V, tokens, n_prompt, self.served.request.sampling, allowed_V)
 
-    def choose(self, logits_V: Tensor) -> int:
-        """The next token, by the request's own random numbers."""
+    def choose(self, logits_V: Tensor) -> int | None:
+        """The next token, by the request's own random numbers; None where none may follow, or a logit is no number.
+
+        Under a constraint a token is drawn as if there were none. If it is allowed, it is the token, and no mask is
+        computed; if not, one is drawn from those allowed. A token x that is allowed comes with probability
+        p(x) + (1 - p(allowed)) p(x) / p(allowed) = p(x) / p(allowed), as it should. Not so where a law is cut off: what
+        is cut off depends on what is allowed.
+        """
+        sampling, tokens = self.served.request.sampling, self.sequence.tokens
+        wanted_V = adjusted(logits_V, tokens, self.sequence.n_prompt, sampling)
+        if self.constraint is None:
+            return self._drawn(wanted_V, "token")
+        if sampling.whole:
+            token = self._drawn(wanted_V, "token")
+            if token is not None and self.constraint.allows(token):
+                return token
+        among_N = self.constraint.allowed().nonzero()[:, 0].to(logits_V.device)
+        place = self._drawn(wanted_V[among_N], "residual")
+        return None if place is None else int(among_N[place])
+
+    def _drawn(self, logits_N: Tensor, stream: Stream) -> int | None:
+        """The place of one of some tokens, drawn from their law; None where there is none, or no finite logit."""
         sampling = self.served.request.sampling
+        if not len(logits_N) or not math.isfinite(logits_N.max().item()):
+            return None
         if sampling.greedy:
-            return int(logits_V.argmax())
-        u = uniform(sampling, self.sequence.sample, len(self.sequence.tokens))
-        return draw(law(logits_V, sampling), u)
+            return int(logits_N.argmax())
+        return draw(law(logits_N, sampling), uniform(sampling, self.sequence.sample, len(self.sequence.tokens), stream))
 
     def take(self, token: int, logits_V: Tensor) -> None:
         """Take in a token that was chosen; `logits_V` are the model's own."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -70,6 +72,7 @@ class Store:
         self.page, self.block, self.cache = page, block, cache
         self.dtype, self.device = dtype, device
         self.layers = [kept(block) for block in spec.blocks]
+        self._check(tokens)
         groups = {layer.window for layer in self.layers if layer.shapes}
         self.packing = {group for group in groups if cache == "int4" and (group is None or group >= block)}
         self.pools: dict[Group, Pages] = {group: Pages(self._pages(group, tokens)) for group in groups}
@@ -81,6 +84,17 @@ class Store:
             {name: self._shelf(layer.window, name, shape) for name, shape in layer.shapes.items()}
             for layer in self.layers
         ]
+
+    def _check(self, tokens: int) -> None:
+        """Refuse what the machine has no memory for: it would be given, and the process ended when it is used."""
+        sizes = [math.prod((*before, *after)) for layer in self.layers for before, after in layer.shapes.values()]
+        bits = {None: 8 * self.dtype.itemsize, "int8": 8, "int4": 4}[self.cache]
+        wanted, there = sum(sizes) * tokens * bits // 8, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if self.device.type == "cpu" and wanted > there:
+            raise UserError(
+                f"a cache of {tokens:,} tokens takes {wanted / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f}: "
+                "give fewer cache_tokens"
+            )
 
     def _pages(self, group: Group, tokens: int) -> int:
         """As many as one sequence of all the tokens needs."""

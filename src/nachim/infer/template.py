@@ -89,21 +89,34 @@ def template_in(folder: Path) -> ChatTemplate | None:
     """
     told = _object(folder / TOLD)
     files = {"default": folder / TEMPLATE, **{path.stem: path for path in sorted((folder / MORE).glob("*.jinja"))}}
-    sources = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
+    sources = {name: text_of(path) for name, path in files.items() if path.is_file()}
     if not sources:
         said = told.get("chat_template") or _object(folder / OLD).get("chat_template")
         if isinstance(said, str):
             sources = {"default": said}
         elif isinstance(said, list):
-            sources = {str(one["name"]): str(one["template"]) for one in said}
+            try:
+                sources = {str(one["name"]): str(one["template"]) for one in said}
+            except (KeyError, TypeError) as error:
+                raise UserError(f"{folder / TOLD} has chat templates without name and text: copy it again") from error
     return ChatTemplate(sources, special_tokens(folder)) if sources else None
+
+
+def text_of(path: Path) -> str:
+    """The template in the file `path`. Raises UserError for a file that holds no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"the chat template {path} cannot be read: {error}") from error
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
     """The special tokens that the files in `folder` name, such as {"eos_token": "</s>"}."""
     told = {**_object(folder / "special_tokens_map.json"), **_object(folder / TOLD)}
     found = {
-        name: told[name]["content"] if isinstance(told[name], dict) else told[name] for name in NAMES if told.get(name)
+        name: told[name].get("content") if isinstance(told[name], dict) else told[name]
+        for name in NAMES
+        if told.get(name)
     }
     return {name: token for name, token in found.items() if isinstance(token, str)}
 

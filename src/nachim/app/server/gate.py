@@ -75,7 +75,8 @@ class Gate:
             if not more:  # the body is in: what comes now is that the client left
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), self.limits.stall_seconds)
+                async with asyncio.timeout(self.limits.stall_seconds):
+                    message = await receive()
             except TimeoutError as error:
                 raise ApiError(408, f"no more of the body came for {self.limits.stall_seconds:g} seconds") from error
             seen, more = seen + len(message.get("body", b"")), message.get("more_body", False)
@@ -91,7 +92,8 @@ class Gate:
                 self.metrics.answered(path, message["status"])
             # While a client does not read, uvicorn's send waits; others are served meanwhile.
             try:
-                await asyncio.wait_for(send(message), self.limits.stall_seconds)
+                async with asyncio.timeout(self.limits.stall_seconds):
+                    await send(message)
             except TimeoutError as error:
                 raise Unread from error
 

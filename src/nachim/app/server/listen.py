@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import signal
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from nachim.spec import UserError
 
 CUT_SECONDS = 5
 """How long the last words to clients may take."""
+
+
+class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection that is closed where the head of a request does not come for `seconds`, or for twice as long.
+
+    uvicorn counts from an answer on only: who connects and says nothing, or half a head, would keep a file for ever.
+    """
+
+    def __init__(self, seconds: float, **given: Any) -> None:
+        super().__init__(**given)
+        self._seconds, self._met = seconds, None
+        self._watch: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Begin to count."""
+        super().connection_made(transport)
+        self._watch = self.loop.call_later(self._seconds, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count no more."""
+        super().connection_lost(exc)
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def _look(self) -> None:
+        waiting = self.cycle is None or self.cycle.response_complete
+        if waiting and self.cycle is self._met:
+            self.transport.close()
+            return
+        self._met = self.cycle
+        self._watch = self.loop.call_later(self._seconds, self._look)
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -31,15 +65,17 @@ def listen(
     app: Starlette,
     listening: socket.socket,
     drain_seconds: float,
+    stall_seconds: float,
     ready: Callable[[], None],
     cut: Callable[[], None],
 ) -> None:
     """Serve until SIGTERM or SIGINT; then take no more, and finish what is being answered, or `cut` it after a while.
 
-    `ready` is called once requests are taken.
+    `ready` is called once requests are taken. A head that does not come for `stall_seconds` is waited for no longer.
     """
     config = uvicorn.Config(
         app,
+        http=functools.partial(Patient, stall_seconds),
         log_level="error",
         access_log=False,
         server_header=False,

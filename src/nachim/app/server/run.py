@@ -57,12 +57,25 @@ class Run:
         metrics.samples.inc(samples)
 
     async def queue(self, served: Served, asks: Sequence[Ask]) -> None:
-        """Hand all prompts to the engine. Raises UserError where it refuses one."""
-        for ask in asks:
-            constraint = None if ask.grammar is None else await asyncio.to_thread(served.start, ask.grammar)
-            more = {"priority": ask.priority, "constraint": constraint}
-            self.streams.append(await self.worker.add(ask.prompt, ask.sampling, **more))
-            self.metrics.prompt_tokens.inc(len(ask.prompt))
+        """Hand all prompts to the engine, between two of its steps. Raises UserError where it refuses one."""
+        adding: list[asyncio.Task[Stream]] = []
+        try:
+            for ask in asks:
+                constraint = None if ask.grammar is None else await asyncio.to_thread(served.start, ask.grammar)
+                more = {"priority": ask.priority, "constraint": constraint}
+                adding.append(asyncio.ensure_future(self.worker.add(ask.prompt, ask.sampling, **more)))
+            for task in adding:
+                self.streams.append(await task)
+        except BaseException:
+            for task in adding:
+                task.add_done_callback(self._unwanted)
+                task.cancel()
+            raise
+        self.metrics.prompt_tokens.inc(sum(len(ask.prompt) for ask in asks))
+
+    def _unwanted(self, task: asyncio.Task[Stream]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self.worker.leave(task.result())
 
     def leave(self, gone: bool = False) -> None:
         """Give all back; what still runs is aborted. `gone` says that the client was the one who went."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
-MOST_STOPS, MOST_PROMPTS, MOST_TOOLS = 16, 256, 128
+MOST_STOPS, MOST_PROMPTS, MOST_TOOLS, MOST_TOKENS = 16, 256, 128, 1024
 MOST = (1 << 31) - 1
 """Of numbers that have no bound of their own: what is larger is a mistake, not a wish."""
 
@@ -24,7 +24,15 @@ STOPS = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "maxItems": MOST_STOPS
 PROMPT_KINDS = (TEXT, _several(TEXT, MOST_PROMPTS), _several(TOKEN), _several(_several(TOKEN), MOST_PROMPTS))
 BIAS = {"type": "number", "minimum": -100, "maximum": 100}
 BIASES = {
-    "anyOf": [{"type": "object", "patternProperties": {"^[0-9]{1,9}$": BIAS}, "additionalProperties": False}, NULL]
+    "anyOf": [
+        {
+            "type": "object",
+            "patternProperties": {"^[0-9]{1,9}$": BIAS},
+            "additionalProperties": False,
+            "maxProperties": MOST_TOKENS,
+        },
+        NULL,
+    ]
 }
 
 Token = Annotated[int, WithJsonSchema(TOKEN)]
@@ -119,7 +127,7 @@ class Asked(Body):
     top_k: int | None = Field(None, ge=1, le=MOST)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0)
-    stop_token_ids: list[Token] | None = None
+    stop_token_ids: list[Token] | None = Field(None, max_length=MOST_TOKENS)
     ignore_eos: bool | None = None
     priority: int | None = Field(None, ge=-(1 << 31), lt=1 << 31)
 
@@ -136,6 +144,8 @@ class Asked(Body):
     def _biases(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
         if wrong := [token for token in bias or {} if not (token.isascii() and token.isdigit() and len(token) < 10)]:
             raise ValueError(f"maps token ids to biases, and {wrong[0][:40]!r} is not a token id")
+        if len(bias or {}) > MOST_TOKENS:
+            raise ValueError(f"has {len(bias or {}):,} tokens; at most {MOST_TOKENS:,} are taken")
         return bias
 
 

@@ -11,10 +11,9 @@ from tokenizers import Tokenizer
 from nachim.app.server.text import TokenBytes
 from nachim.infer.constrain import Automaton, Grammar, Vocabulary
 from nachim.infer.engine import Engine
-from nachim.infer.template import ChatTemplate, special_tokens, template_in
+from nachim.infer.folder import TOKENIZER, files_of, tokenizer_at
+from nachim.infer.template import ChatTemplate, special_tokens, template_in, text_of
 from nachim.spec import UserError
-
-TOKENIZER, ORIGIN = "tokenizer.json", "huggingface"
 
 
 class Served:
@@ -27,7 +26,7 @@ class Served:
         own = engine.tokenizer
         # A large one takes long to read. An engine whose own takes names of special tokens for text is of no use here.
         read = own is None or own.encode_special_tokens
-        self.tokenizer: Tokenizer = Tokenizer.from_file(str(self._file)) if read else own
+        self.tokenizer: Tokenizer = tokenizer_at(self._file) if read else own
         self.template = chat_template(folder, template)
         added = self.tokenizer.get_added_tokens_decoder().items()
         self.special = {token.content: number for number, token in added if token.special}
@@ -38,7 +37,9 @@ class Served:
         self.width, self.context = engine.model.spec.vocab_size, engine.limit
         end = self.tokenizer.token_to_id(special_tokens(files).get("eos_token", ""))
         # Chats end by the tokenizer's own end of text, which a config may not name.
-        self.ends = sorted(engine.loaded.ends | ({end} if end is not None else set()))
+        # A config may name one that the model has not.
+        ends = engine.loaded.ends | ({end} if end is not None else set())
+        self.ends = sorted(token for token in ends if 0 <= token < self.width)
         self._vocabulary: Vocabulary | None = None
         self._lock = threading.Lock()
 
@@ -58,14 +59,6 @@ class Served:
         return self._vocabulary.start(grammar)
 
 
-def files_of(folder: Path) -> Path:
-    """Where the tokenizer's files of a run or a checkpoint stand. Raises UserError where there are none."""
-    for files in (folder / ORIGIN, folder):
-        if (files / TOKENIZER).is_file():
-            return files
-    raise UserError(f"{folder} has no {TOKENIZER}: text needs one")
-
-
 def chat_template(folder: Path, given: Path | None = None) -> ChatTemplate | None:
     """The chat template of a run or a checkpoint, or the one in the file `given`; None where there is none."""
     files = files_of(folder)
@@ -73,4 +66,4 @@ def chat_template(folder: Path, given: Path | None = None) -> ChatTemplate | Non
         return template_in(files)
     if not given.is_file():
         raise UserError(f"there is no chat template {given}")
-    return ChatTemplate(given.read_text(encoding="utf-8"), special_tokens(files))
+    return ChatTemplate(text_of(given), special_tokens(files))
