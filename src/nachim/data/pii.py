@@ -7,6 +7,7 @@ public ones, and telephone numbers are written as such.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections import Counter
@@ -66,68 +67,94 @@ def _always(text: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Form:
+    """A way in which something is written, and `hints`, one of which stands in every text that has it.
+
+    `hint` is a pattern that is found in every such text, and found fast: it begins with a sign that is rare.
+    """
+
+    pattern: str
+    hints: tuple[str, ...] = ()
+    hint: str = ""
+
+    def may_stand_in(self, text: str) -> bool:
+        """Whether it is worth looking for."""
+        if self.hints and not any(hint in text for hint in self.hints):
+            return False
+        return not self.hint or _joined((self.hint,)).search(text) is not None
+
+
+@dataclass(frozen=True)
 class Kind:
     """A kind of thing to be masked: how it is written, and what else must be true of it."""
 
     name: str
-    pattern: re.Pattern[str]
+    forms: tuple[Form, ...]
     check: Callable[[str], bool] = _always
-    hints: tuple[str, ...] = ()
-    """One of these stands in every text that has such a thing."""
+
+    def pattern(self, text: str) -> re.Pattern[str] | None:
+        """What finds it in `text`, by those of its forms that may stand there; None where none does."""
+        forms = tuple(form.pattern for form in self.forms if form.may_stand_in(text))
+        return _joined(forms) if forms else None
 
 
-_KEY = "|".join(
-    (
+@functools.cache
+def _joined(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(patterns))
+
+
+# A pattern begins with what it takes and looks back from there: then only such places are tried.
+_KEYS = (
+    Form(
         r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----[A-Za-z0-9+/=\s]{40,}?-----END (?:[A-Z]+ )*PRIVATE KEY-----",
-        r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b",  # Amazon
-        r"\bgh[pousr]_[A-Za-z0-9]{36}\b|\bgithub_pat_[A-Za-z0-9_]{82}\b",
-        r"\bglpat-[A-Za-z0-9_-]{20}\b",  # GitLab
-        r"\bxox[abprs]-[A-Za-z0-9-]{20,}\b",  # Slack
-        r"\bAIza[A-Za-z0-9_-]{35}(?![\w-])",  # Google
-        r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{32,}(?![\w-])",  # OpenAI, Anthropic
-        r"\bsk_live_[A-Za-z0-9]{24,}\b",  # Stripe
-        r"\bhf_[A-Za-z0-9]{34}\b",  # Hugging Face
-        r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}",  # JSON web tokens
-    )
+        ("PRIVATE KEY",),
+    ),
+    Form(r"A(?<!\wA)(?:KIA|SIA)[A-Z2-7]{16}\b", ("AKIA", "ASIA")),  # Amazon
+    Form(r"gh(?<!\wgh)[pousr]_[A-Za-z0-9]{36}\b", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_")),
+    Form(r"github_pat_(?<!\wgithub_pat_)[A-Za-z0-9_]{82}\b", ("github_pat_",)),
+    Form(r"glpat-(?<!\wglpat-)[A-Za-z0-9_-]{20}\b", ("glpat-",)),  # GitLab
+    Form(r"xox(?<!\wxox)[abprs]-[A-Za-z0-9-]{20,}\b", ("xox",)),  # Slack
+    Form(r"AIza(?<!\wAIza)[A-Za-z0-9_-]{35}(?![\w-])", ("AIza",)),  # Google
+    Form(r"sk-(?<!\wsk-)(?:[a-z]+-)*[A-Za-z0-9_-]{32,}(?![\w-])", ("sk-",)),  # OpenAI, Anthropic
+    Form(r"sk_live_(?<!\wsk_live_)[A-Za-z0-9]{24,}\b", ("sk_live_",)),  # Stripe
+    Form(r"hf_(?<!\whf_)[A-Za-z0-9]{34}\b", ("hf_",)),  # Hugging Face
+    Form(r"eyJ(?<!\weyJ)[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}", ("eyJ",)),  # JSON web tokens
 )
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HEX = "[0-9a-fA-F]"
-# A pattern begins with what it takes and looks back from there: then only such places are tried.
 KINDS: tuple[Kind, ...] = (
-    Kind(
-        "key",
-        re.compile(_KEY),
-        hints=("PRIVATE KEY", "AKIA", "ASIA", "gh", "glpat-", "xox", "AIza", "sk-", "sk_live_", "hf_", "eyJ"),
-    ),
+    Kind("key", _KEYS),
     Kind(
         "email",
-        re.compile(
-            rf"[\w+%-](?<![\w.+%-][\w+%-])[\w+%-]*(?:\.[\w+%-]+)*@(?:{_PART}\.)+"
-            r"(?!(?:png|jpe?g|gif|svg|webp)\b)[A-Za-z]{2,24}\b"
+        (
+            Form(
+                rf"[\w+%-](?<![\w.+%-][\w+%-])[\w+%-]*(?:\.[\w+%-]+)*@(?:{_PART}\.)+"
+                r"(?!(?:png|jpe?g|gif|svg|webp)\b)[A-Za-z]{2,24}\b",
+                hint=r"@(?<=[\w+%-]@)[A-Za-z0-9]",
+            ),
         ),
-        hints=("@",),
     ),
     Kind(
         "iban",
-        re.compile(r"[A-Z](?<![A-Za-z0-9][A-Z])[A-Z]\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])"),
+        (Form(r"[A-Z](?<![A-Za-z0-9][A-Z])[A-Z]\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])"),),
         iban,
     ),
-    Kind("card", re.compile(r"\d(?<![\w.,/+-]\d)(?:[ -]?\d){12,18}(?![\w]|[.,/-]\d)"), _card),
-    Kind("ip", re.compile(r"\d(?<![\w.:-]\d)\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"), _public),
+    Kind("card", (Form(r"\d(?<![\w.,/+-]\d)(?:[ -]?\d){12,18}(?![\w]|[.,/-]\d)"),), _card),
+    Kind("ip", (Form(r"\d(?<![\w.:-]\d)\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"),), _public),
     Kind(
         "ip",
-        re.compile(
-            rf"{_HEX}(?<![\w.:]{_HEX}){_HEX}{{0,3}}:(?:{_HEX}{{1,4}}:){{1,6}}(?::?{_HEX}{{1,4}}){{1,7}}(?![\w:])"
-        ),
+        (Form(rf"{_HEX}(?<![\w.:]{_HEX}){_HEX}{{0,3}}:(?:{_HEX}{{1,4}}:){{1,6}}(?::?{_HEX}{{1,4}}){{1,7}}(?![\w:])"),),
         _public,
     ),
     Kind(
         "phone",
-        re.compile(
-            r"[+(0](?<![\w+.-][+(0])(?:"
-            r"(?<=\+)\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}"  # international
-            r"|(?<=\()\d{3}\) ?\d{3}[ .-]\d{4}"  # North America
-            r"|(?<=0)(?:10|1[16-9]|2|[3-6]\d|70)-\d{3,4}-\d{4})(?![\w-]|\.\d)"  # Korea
+        (
+            Form(
+                r"[+(0](?<![\w+.-][+(0])(?:"
+                r"(?<=\+)\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}"  # international
+                r"|(?<=\()\d{3}\) ?\d{3}[ .-]\d{4}"  # North America
+                r"|(?<=0)(?:10|1[16-9]|2|[3-6]\d|70)-\d{3,4}-\d{4})(?![\w-]|\.\d)"  # Korea
+            ),
         ),
         _telephone,
     ),
@@ -146,7 +173,6 @@ def mask(text: str) -> tuple[str, Counter[str]]:
         return f"<{kind.name}>"
 
     for kind in KINDS:
-        if kind.hints and not any(hint in text for hint in kind.hints):
-            continue
-        text = kind.pattern.sub(lambda match, kind=kind: replaced(kind, match[0]), text)
+        if pattern := kind.pattern(text):
+            text = pattern.sub(lambda match, kind=kind: replaced(kind, match[0]), text)
     return text, counts
