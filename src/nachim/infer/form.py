@@ -18,9 +18,11 @@ from nachim.model import DecoderModule
 from nachim.model.attention import AttentionModule
 from nachim.model.block import BlockModule
 from nachim.model.frame import Frame
+from nachim.model.kernels import CodedKernel
 from nachim.model.mlp import GatedModule, MLPModule
 from nachim.model.norm import OffsetRMSNorm
 from nachim.model.position import MRoPEModule, PositionModule, RoPEModule
+from nachim.model.quantized.linear import Int4Kernel, Int8Kernel, LowBitLinear
 
 Layer = Callable[..., Tensor]
 ACTIVE = (MLPModule, GatedModule)
@@ -30,6 +32,10 @@ KNOWN = {
     nn.LayerNorm,
     AttentionModule,
     BlockModule,
+    CodedKernel,
+    Int4Kernel,
+    Int8Kernel,
+    LowBitLinear,
     MRoPEModule,
     OffsetRMSNorm,
     PositionModule,

@@ -3,7 +3,8 @@
 Matrix products are what differs: MKL picks one form for 1 row, another for 2 to 15 and a third from 16 on, each with
 its own order of adding. oneDNN's on weights packed beforehand gives, measured on every shape at start (`steady`), the
 same bits for any number of rows from 2 on, and is faster than MKL's for a few; where that does not hold, rows are given
-to the product `TILE` at a time, always. Elementwise functions differ too: torch computes them in vectors of 32 values
+to the product `TILE` at a time, always. In bf16 a kernel of our own, where there is one, gives oneDNN's bits (`piece`,
+measured too) and is faster still. Elementwise functions differ too: torch computes them in vectors of 32 values
 and what is left over one by one, with another exponential. Here there is nothing left over.
 """
 
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from nachim.model.kernels import DenseKernel
 
 TILE = 16
 """Rows of a product that is not steady by itself."""
@@ -24,6 +27,8 @@ TRIED = (1, 2, 3, 8, 15, 16, 17, 33, 64)
 """Numbers of rows that must agree bit for bit before packed products count as steady; one may be another kernel."""
 DRAWN = 257
 """Rows of a weight that are drawn to try products on; those after them are the same ones again."""
+PIECES = (1024, 512, 256, 2048, 1 << 30)
+"""Inputs that oneDNN may add up at once."""
 VALUES, PIECE = 32, 1 << 15
 """Values an elementwise kernel takes at once, and how many one thread takes alone."""
 CURVED = (
@@ -52,12 +57,44 @@ FEW, LARGE = range(4, 33), 1 << 19
 """For so many rows, and weights of so many values in fp32, the packed product is faster than MKL's."""
 
 
-class Packed(NamedTuple):
-    """A weight, packed where it is multiplied so, and the fewest rows that it is multiplied with."""
+def filled(rows: int) -> int:
+    """The number of rows, at most a quarter more, that oneDNN is given for so many: it makes code for each number of
+    rows, and keeps it. There are four such numbers between a power of two and the next."""
+    step = max(1, 1 << (rows - 1).bit_length() >> 3)
+    return -(-rows // step) * step
 
-    weight: Tensor
-    ready: Tensor | None
-    fewest: int
+
+class Reordered:
+    """A product by a weight [out, in] that oneDNN packed, of at least `fewest` rows."""
+
+    def __init__(self, weight: Tensor, fewest: int = 1) -> None:
+        self.packed, (self.outputs, self.width) = torch.ops.mkldnn._reorder_linear_weight(weight.detach()), weight.shape
+        self.fewest = fewest
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[..., in] to [..., out]; a bias is added before the result is rounded."""
+        rows = x.numel() // self.width
+        wanted = filled(max(rows, self.fewest))
+        if wanted == rows:
+            return _multiply(x.contiguous(), self.packed, bias)
+        x_RD = F.pad(x.reshape(rows, self.width), (0, 0, 0, wanted - rows))
+        return _multiply(x_RD, self.packed, bias)[:rows].view(*x.shape[:-1], self.outputs)
+
+
+def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")
+
+
+Product = Callable[..., Tensor]
+"""What a linear layer's weight does: x and a bias, or none, to their product and sum."""
+
+
+def _trial(shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A weight [out, in] and rows to try products on."""
+    generator = torch.Generator().manual_seed(0)
+    # Rows of a weight may be alike, its columns not: sums over them are what is compared. To draw all takes longer.
+    few = torch.randn(min(shape[0], DRAWN), shape[1], generator=generator).to(dtype)
+    return few[torch.arange(shape[0]) % DRAWN], torch.randn(max(TRIED), shape[1], generator=generator).to(dtype)
 
 
 @functools.cache
@@ -66,14 +103,30 @@ def steady(shape: tuple[int, int], dtype: torch.dtype, threads: int) -> int:
 
     `threads` share the work, and may share it in another way.
     """
-    generator = torch.Generator().manual_seed(0)
-    # Rows of a weight may be alike, its columns not: sums over them are what is compared. To draw all takes longer.
-    few = torch.randn(min(shape[0], DRAWN), shape[1], generator=generator).to(dtype)
-    packed = torch.ops.mkldnn._reorder_linear_weight(few[torch.arange(shape[0]) % DRAWN])
-    x_RD = torch.randn(max(TRIED), shape[1], generator=generator).to(dtype)
-    whole = _multiply(x_RD, packed, None)
-    same = {n: torch.equal(_multiply(x_RD[-n:], packed, None), whole[-n:]) for n in TRIED}
+    weight, x_RD = _trial(shape, dtype)
+    product = Reordered(weight)
+    whole = product(x_RD)
+    same = {n: torch.equal(product(x_RD[-n:]), whole[-n:]) for n in TRIED}
     return 1 if all(same.values()) else 2 * all(same[n] for n in TRIED if n > 1)
+
+
+@functools.cache
+def piece(shape: tuple[int, int], threads: int) -> int | None:
+    """How many inputs training's bf16 product by weights [out, in] adds up at once, as our kernel then does.
+
+    None where none of `PIECES` gives its bits for two rows and more. Columns of the weight stand twice, with opposite
+    signs: what is left of sums that would be 0 tells every order of adding from every other.
+    """
+    weight, x_RD = _trial((shape[0], shape[1] // 2), torch.bfloat16)
+    order = torch.randperm(shape[1], generator=torch.Generator().manual_seed(0))
+    weight, x_RD = torch.cat((weight, -weight), 1)[:, order], torch.cat((x_RD, x_RD), 1)[:, order]
+    rows = x_RD, x_RD[:2]
+    wanted = [F.linear(x, weight) for x in rows]
+    for size in PIECES:
+        kernel = DenseKernel(weight, size)
+        if all(torch.equal(kernel(x), y) for x, y in zip(rows, wanted, strict=True)):
+            return size
+    return None
 
 
 class Linears:
@@ -84,58 +137,51 @@ class Linears:
 
     def __init__(self, invariant: bool) -> None:
         self.invariant = invariant
-        self.named: dict[int, Packed] = {}
-        self.placed: dict[tuple[int, tuple[int, ...]], Packed] = {}
+        self.named: dict[int, Product | None] = {}
+        self.placed: dict[tuple[int, tuple[int, ...]], Product | None] = {}
+        self.kept: list[Tensor] = []
 
     def pack(self, weight: Tensor) -> None:
         """Pack a weight that will stay, if that serves."""
-        fewest, ready = 0, None
-        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and self._serves(weight):
-            fewest = steady(tuple(weight.shape), weight.dtype, torch.get_num_threads()) if self.invariant else 1
-            ready = torch.ops.mkldnn._reorder_linear_weight(weight.detach()) if fewest else None
-        held = Packed(weight, ready, fewest)
-        self.named[id(weight)] = self.placed[_key(weight)] = held
+        self.kept.append(weight)  # so that nothing else comes to stand in its place
+        self.named[id(weight)] = self.placed[_key(weight)] = self._packed(weight)
 
-    def _serves(self, weight: Tensor) -> bool:
-        return self.invariant or weight.dtype != torch.float32 or weight.numel() >= LARGE
+    def _packed(self, weight: Tensor) -> Product | None:
+        shape, threads = tuple(weight.shape), torch.get_num_threads()
+        if DenseKernel.takes(weight) and ((size := piece(shape, threads)) or not self.invariant):
+            return DenseKernel(weight, size)
+        if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+            return None
+        if not self.invariant:
+            return Reordered(weight) if weight.dtype != torch.float32 or weight.numel() >= LARGE else None
+        fewest = steady(shape, weight.dtype, threads)
+        return Reordered(weight, fewest) if fewest else None
 
     def of(self, module: nn.Linear) -> Callable[[Tensor], Tensor]:
         """What a linear layer does, as a function of [..., in] alone."""
         weight, bias = module.weight, module.bias
-        held = self.named[id(weight)]
-        if held.ready is None:
+        product = self.named[id(weight)]
+        if product is None:
             return functools.partial(self if self.invariant else F.linear, weight=weight, bias=bias)
-        ready, fewest, wide, width = held.ready, held.fewest, weight.dtype == torch.float32, weight.shape[1]
-
-        def steadily(x: Tensor) -> Tensor:
-            return _multiply(x, ready, bias) if x.numel() >= fewest * width else self(x, weight, bias)
+        if self.invariant or weight.dtype != torch.float32:
+            return functools.partial(product, bias=bias)
+        width = weight.shape[1]
 
         def fastest(x: Tensor) -> Tensor:
-            if wide and x.numel() // width not in FEW:
-                return F.linear(x, weight, bias)
-            return _multiply(x, ready, bias)
+            return product(x, bias) if x.numel() // width in FEW else F.linear(x, weight, bias)
 
-        return steadily if self.invariant else fastest
+        return fastest
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., in] to [..., out], each row as if it were alone."""
-        held = self.named.get(id(weight)) or self.placed.get(_key(weight))
-        rows = x.numel() // x.shape[-1]
-        if held is not None and held.ready is not None and rows >= held.fewest:
-            return _multiply(x, held.ready, bias)
-        x_RD = x.reshape(rows, -1)
-        if held is None or held.ready is None:
-            return tiled(x_RD, weight, bias).view(*x.shape[:-1], -1)
-        x_RD = F.pad(x_RD, (0, 0, 0, held.fewest - rows))
-        return _multiply(x_RD, held.ready, bias)[:rows].view(*x.shape[:-1], -1)
+        product = self.named.get(id(weight)) or self.placed.get(_key(weight))
+        if product is not None:
+            return product(x, bias)
+        return tiled(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
 def _key(weight: Tensor) -> tuple[int, tuple[int, ...]]:
     return weight.data_ptr(), tuple(weight.shape)
-
-
-def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise.default(x.contiguous(), packed, bias, "none", [], "")
 
 
 def tiled(x_RD: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """Products with matrices in few bits.
 
-On a CPU in bf16, torch multiplies by int8 and int4 codes as they are; elsewhere a matrix is decoded for each product.
+On a CPU in bf16, codes are multiplied by as they are, those of four bits by a kernel of our own where there is one, by
+torch's otherwise; elsewhere a matrix is decoded for each product.
 Either way a row's result does not depend on the rows beside it: the kernels are tried for that, and dense products are
 those of whoever calls, who may put his own in their place (`nachim.infer.invariant`).
 """
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nachim.model.decoder import DecoderModule
+from nachim.model.kernels import CodedKernel
 from nachim.model.moe import Stack
 from nachim.model.quantized.codes import coded_of, tensors_of
-from nachim.model.quantized.grid import MIDDLE, Coded
-from nachim.spec import Int4, Int8
+from nachim.model.quantized.grid import LEVELS, MIDDLE, Coded
+from nachim.spec import NF4, Int4, Int8
 
 WIDTHS = (32, 64, 128, 256)
 """Groups that torch's int4 kernel knows."""
@@ -123,20 +125,32 @@ class LowBitStack(nn.Module):
         return y_RO if self.bias is None else y_RO + self.bias.repeat_interleave(load_X, 0, output_size=len(y_RO))
 
 
-def kernel_of(coded: Coded) -> Int8Kernel | Int4Kernel | None:
+Kernel = Int8Kernel | Int4Kernel | CodedKernel
+
+
+def kernel_of(coded: Coded) -> Kernel | None:
     """The kernel that multiplies by a matrix on this CPU, where there is one."""
     scheme = coded.grid.scheme
     if isinstance(scheme, Int8):
         return Int8Kernel(coded) if coded.grid.inputs % ALIGNED8 == 0 else None
+    if CodedKernel.takes(coded.codes_OI, scheme.width(coded.grid.inputs)):
+        return own(coded)
     if isinstance(scheme, Int4) and scheme.group in WIDTHS and len(coded.codes_OI) % ROWS4 == 0:
         return Int4Kernel(coded)
     return None
 
 
+def own(coded: Coded) -> CodedKernel:
+    """Our kernel for a matrix in four bits; of NF4 the groups' magnitudes are rounded to bf16."""
+    grid = coded.grid
+    table = torch.tensor(LEVELS) if isinstance(grid.scheme, NF4) else None
+    return CodedKernel(coded.codes_OI, grid.scale_OG, grid.zero_OG, table)
+
+
 _STEADY: dict[tuple[object, ...], bool] = {}
 
 
-def steady(product: Int8Kernel | Int4Kernel, inputs: int) -> bool:
+def steady(product: Kernel, inputs: int) -> bool:
     """Whether products by matrices of this shape give rows the same bits however many rows there are; tried once.
 
     Threads share the work, and another number of them may share it in another way.
