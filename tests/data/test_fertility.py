@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from nachim.app.cli import main
 from nachim.data.fertility import embedding_share, fertility
 from nachim.data.spool import spool
-from nachim.data.tiktoken import _signs, read_tiktoken
+from nachim.data.tiktoken import read_tiktoken, signs
 from nachim.data.tokenize import EOT, parse_tokenizer, tokenizer_text
 from nachim.spec import BPE, UserError
 
@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ranks(trained, tmp_path_factory):
     """The same tokens as a tiktoken vocabulary: its path, and rank by token."""
-    byte_of = {sign: byte for byte, sign in enumerate(_signs())}
+    byte_of = {sign: byte for byte, sign in enumerate(signs())}
     merged = sorted(Tokenizer.from_str(trained).get_vocab().items(), key=lambda one: one[1])
     tokens = [bytes(byte_of[sign] for sign in token) for token, _ in merged if token != EOT]
     path = tmp_path_factory.mktemp("vocabulary") / "v.tiktoken"

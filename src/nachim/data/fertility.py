@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from nachim.data.fast import encoder
 from nachim.data.passage import WORD
 from nachim.data.tokenize import bytes_per_token
 
@@ -62,12 +63,12 @@ def fertility(tokenizer: Tokenizer, end: str, texts: Sequence[str]) -> Fertility
     sizes, kind_of = bytes_per_token(tokenizer, end), _kinds()
     bytes_of, tokens_of = np.zeros(len(KINDS)), np.zeros(len(KINDS))
     seen, lossless, total, tokens, words = np.zeros(len(sizes), dtype=bool), 0, 0, 0, 0
-    for text, encoding in zip(texts, tokenizer.encode_batch_fast(list(texts), add_special_tokens=False), strict=True):
-        ids = np.array(encoding.ids, dtype=np.int64)
+    ids_of = encoder(tokenizer, sum(len(text) for text in texts))
+    for text, ids in zip(texts, ids_of(texts), strict=True):
         size = len(text.encode())
         seen[ids] = True
         total, tokens, words = total + size, tokens + len(ids), words + len(WORD.findall(text))
-        if tokenizer.decode(encoding.ids, skip_special_tokens=False) != text or sizes[ids].sum() != size:
+        if tokenizer.decode(ids.tolist(), skip_special_tokens=False) != text or sizes[ids].sum() != size:
             continue
         lossless += 1
         points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from nachim.spec.error import UserError, nearest
 
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "cl100k": r"(?i:'(?:[sdmt]|ll|ve|re))|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]"
-    r"|\s+(?!\S)|\s+",
+    "cl100k": r"(?i:'(?:[sdmt]|ll|ve|re))|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+",
 }
 """How text is cut before its pieces are merged, by the name of the vocabulary."""
+Pair = tuple[bytes, bytes]
 
 
 def read_tiktoken(path: Path, cut: str, end: str) -> Tokenizer:
@@ -27,9 +29,9 @@ def read_tiktoken(path: Path, cut: str, end: str) -> Tokenizer:
     if cut not in PATTERNS:
         raise UserError(f"no way of cutting text is called {cut!r}{nearest(cut, PATTERNS)}")
     ranks = _ranks(path)
-    signs = _signs()
-    vocabulary = {"".join(signs[byte] for byte in token): rank for token, rank in ranks.items()}
-    merges = [tuple("".join(signs[byte] for byte in part) for part in pair) for pair in _merges(ranks)]
+    sign = signs()
+    vocabulary = {"".join(sign[byte] for byte in token): rank for token, rank in ranks.items()}
+    merges = [tuple("".join(sign[byte] for byte in part) for part in pair) for pair in _merges(ranks)]
     # a piece that is a token as it stands is taken whole, as tiktoken does
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -57,25 +59,27 @@ def _ranks(path: Path) -> dict[bytes, int]:
     return ranks
 
 
-def _merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The two parts that each token is merged from, in the order of ranks: what is left of it when all earlier merges
-    are done. A token that these do not lead to has none."""
-    found = []
-    for token, rank in sorted(ranks.items(), key=lambda one: one[1]):
-        parts = [token[i : i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            pairs = [ranks.get(parts[i] + parts[i + 1], rank) for i in range(len(parts) - 1)]
-            least = min(pairs)
-            if least >= rank:
-                break
-            i = pairs.index(least)
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        if len(parts) == 2:
-            found.append((parts[0], parts[1]))
-    return found
+def _merges(ranks: Mapping[bytes, int]) -> list[Pair]:
+    """The two parts that each token is merged from, in the order of ranks. A token that merging does not lead to has
+    none."""
+    pairs = (last_pair(token, ranks) for token in sorted(ranks, key=lambda token: ranks[token]))
+    return [pair for pair in pairs if pair is not None]
 
 
-def _signs() -> list[str]:
+def last_pair(token: bytes, ranks: Mapping[bytes, int]) -> Pair | None:
+    """The two parts that merging by rank leaves of a token last; None where more are left, or it is a byte."""
+    parts, none = [token[i : i + 1] for i in range(len(token))], len(ranks)
+    while len(parts) > 2:
+        found = [ranks.get(a + b, none) for a, b in itertools.pairwise(parts)]
+        least = min(found)
+        if least == none:
+            return None
+        i = found.index(least)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return (parts[0], parts[1]) if len(parts) == 2 else None
+
+
+def signs() -> list[str]:
     """The sign that stands for each byte in byte-level vocabularies: itself where it is printed, else from 256 on."""
     printed = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))

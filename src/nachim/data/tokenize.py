@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from nachim.data.fast import encoder
 from nachim.data.spool import Spool
 from nachim.data.unigram import train_unigram
 from nachim.spec.data import BPE, TokenizerFile, Unigram
@@ -152,9 +153,8 @@ def encode(
     tokenizer: Tokenizer, spool: Spool, documents: npt.NDArray[np.int64], end: str = EOT
 ) -> Iterator[list[npt.NDArray[np.uint32]]]:
     """The tokens of each document in order, the token `end` last, some `BATCH_BYTES` of text at a time."""
-    end_id = tokenizer.token_to_id(end)
+    end_id, ids_of = np.uint32(tokenizer.token_to_id(end)), encoder(tokenizer, int(spool.sizes[documents].sum()))
     batch = np.cumsum(spool.sizes[documents]) // BATCH_BYTES
     for chosen in np.split(documents, np.flatnonzero(np.diff(batch)) + 1):
         texts = [spool[i].decode() for i in chosen]
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        yield [np.array([*encoding.ids, end_id], dtype=np.uint32) for encoding in encodings]
+        yield [np.append(ids, end_id) for ids in ids_of(texts)]
