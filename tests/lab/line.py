@@ -50,7 +50,7 @@ def main(root: Path) -> None:
         design="trunks",
         levels=tuple(ladder.budgets(TOP, count=5, span=4.0)),
         shapes=shapes,
-        sweep=sweep(asked.recipe(), shapes[0], TOP / 4),
+        sweep=sweep(asked.recipe(), shapes[0], TOP / 4)[0],
         target_flops=2 * TOP,
         sweep_seconds=1.0,
         ladder_seconds=1.0,

@@ -121,7 +121,7 @@ def tiny_study(root: Path, out: str) -> tuple[stages.Study, Plan]:
         design="trunks",
         levels=tuple(budgets(TOP, count=4, span=8.0)),
         shapes=shapes,
-        sweep=sweep(study.recipe(), shapes[0], TOP / 8),
+        sweep=sweep(study.recipe(), shapes[0], TOP / 8)[0],
         target_flops=10 * TOP,
         sweep_seconds=1.0,
         ladder_seconds=600.0,

@@ -49,7 +49,7 @@ def give_plan(asked: study.Study) -> None:
         design="isoflop",
         levels=tuple(ladder.budgets(TOP, count=2, span=4.0)),
         shapes=shapes,
-        sweep=sweep(asked.recipe(), shapes[0], TOP / 4),
+        sweep=sweep(asked.recipe(), shapes[0], TOP / 4)[0],
         target_flops=2 * TOP,
         sweep_seconds=1.0,
         ladder_seconds=1.0,

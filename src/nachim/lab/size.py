@@ -31,8 +31,8 @@ STRETCH, MOST = 1.5, 0.8
 """A plan may take so many times the time given, where none is shorter; and one without early runs is taken if it is
 such a share of one with them."""
 SMALLEST_TOP, FINE = 1e10, 1.03
-RUN_SECONDS = 0.5
-"""Fixed cost of a run beside its steps: building, checkpoints, results."""
+RUN_SECONDS, START_SECONDS = 0.5, 4.0
+"""Fixed cost of a run beside its steps (building, checkpoints, results), and of workers that begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,8 @@ def lay_out(
     shapes = tuple(ladder_shapes(low, high, SHAPES, data.tokenizer.vocab_size, data.seq_len))
     ladder = make_ladder(recipe, shapes, levels, unique_tokens, design, least_tokens)
     extra = repeat(recipe, ladder)
-    tries = sweep(recipe, sweep_shape(recipe, levels[0]), levels[0])
+    stages = sweep(recipe, sweep_shape(recipe, levels[0]), levels[0])
+    tries = Ladder(chains=tuple(chain for stage in stages for chain in stage.chains))
     made = tuple(dict.fromkeys(chain.runs[0].model for chain in ladder.chains))
     fits, opt = reachable(data, ladder.runs, target, unique_tokens), family_opt(target)
     model = min(fits, key=lambda fit: abs(math.log(fit[0] / opt)))[1]
@@ -96,10 +97,8 @@ def lay_out(
         sweep=tries,
         target_flops=target,
         least_tokens=least_tokens,
-        sweep_seconds=makespan([chain_seconds(chain, pace.beside) for chain in tries.chains], pace.workers),
-        ladder_seconds=makespan(
-            [chain_seconds(chain, pace.beside) for chain in (*ladder.chains, *extra.chains)], pace.workers
-        ),
+        sweep_seconds=sum(_wall(stage.chains, pace) for stage in stages),
+        ladder_seconds=_wall((*ladder.chains, *extra.chains), pace),
         target_seconds=target_tokens * pace.alone.seconds_per_token(model, data.seq_len),
         disk=sum(disk_bytes(run) for run in (*ladder.runs, *extra.runs, *tries.runs)),
     )
@@ -164,6 +163,11 @@ def chain_seconds(chain: Chain, pace: Throughput) -> float:
     trained = chain.flops / run.flops_per_token
     validated = sum(each.validation.tokens * each.validation.times for each in chain.runs)
     return (trained + validated / 3) * per_token + RUN_SECONDS * len(chain.runs)
+
+
+def _wall(chains: Sequence[Chain], pace: Pace) -> float:
+    """Predicted seconds of `chains` on all workers, which begin together."""
+    return START_SECONDS + makespan([chain_seconds(chain, pace.beside) for chain in chains], pace.workers)
 
 
 def size(recipe: Recipe, seconds: float, unique_tokens: int, pace: Pace, design: Design) -> Plan:

@@ -43,9 +43,11 @@ TARGET_VALIDATIONS = 8
 FARTHEST = 14.0
 """A target is never more than this many times the ladder's top: time left over does not make a forecast bolder."""
 REPORT_SECONDS = 10.0
-LR_FACTOR, BATCH_FACTOR = 0.5, 0.2
-"""Where the sweeps of learning rate and batch begin, times DeepSeek's laws: Muon's best rate is about half of AdamW's
-here, and small ladders do better with more, smaller steps."""
+LR_FACTOR, BATCH_FACTOR = 0.25, 0.2
+"""Where the sweeps of learning rate and batch begin, times DeepSeek's laws: Muon's best rate is about a quarter of
+AdamW's here, and small ladders do better with more, smaller steps."""
+ADAMW_RATE = 6.0
+"""Rate of embedding, head and gains over that of the matrices: with it curves have no onset (`ideas/onset.md`)."""
 
 
 class Refused(UserError):
@@ -174,6 +176,7 @@ class Study:
             precision=machine.precision,
             lr_factor=LR_FACTOR,
             batch_factor=BATCH_FACTOR,
+            adamw_rate=ADAMW_RATE,
             seed=self.question.seed,
         )
 
@@ -191,7 +194,8 @@ class Study:
             models = [shape(width, vocab_size) for width in PACE_WIDTHS]
             runs = [recipe.run(model, 1e12, 1e6) for model in models]
             workers = 1 if machine.device == "cuda" else machine.cores
-            beside = measure_throughput(runs, self.place(1), workers, PACE_SECONDS)
+            small = [recipe.run(model, 1e11, 1e6) for model in models]  # a ladder's batch, and most of its steps
+            beside = measure_throughput(small, self.place(1), workers, PACE_SECONDS)
             tries = [measure_throughput(runs[2:], self.place(n), 1, PACE_SECONDS) for n in sorted({1, machine.cores})]
             alone = min(tries, key=lambda throughput: math.prod(throughput.seconds))
             pace = {"alone": alone.to_json(), "beside": beside.to_json(), "workers": workers}

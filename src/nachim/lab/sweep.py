@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -13,8 +13,10 @@ from nachim.lab.recipe import Recipe
 from nachim.law.transfer import FEWEST, optimum
 from nachim.spec import Decoder, Run, UserError
 
-STEP = 2.0
-EXTENSIONS = 2
+RATES, BATCHES = (0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
+"""What a sweep begins with, times the recipe's: an even number of rates keeps workers busy, and the best one is seldom
+below the half."""
+STEP, EXTENSIONS = 2.0, 2
 """How often a sweep goes on beyond an edge that looks best."""
 NOISE = 0.015
 """What the losses of bottom rungs differ by between seeds (`ideas/forecast_60_minutes.md`): a sweep cannot tell apart
@@ -25,10 +27,11 @@ Try = Callable[[Ladder], Mapping[Run, float]]
 """Carries runs out and returns the loss of each that ended well; a run that diverged has none."""
 
 
-def sweep(recipe: Recipe, model: Decoder, flops: float) -> Ladder:
-    """The runs a sweep surely makes, for planning: half, one and two times the recipe's rate, then its batch."""
-    varied = [_varied(recipe, field, factor) for field in ("lr_factor", "batch_factor") for factor in (0.5, 1.0, 2.0)]
-    return _ladder([_run(each, model, flops) for each in varied])
+def sweep(recipe: Recipe, model: Decoder, flops: float) -> tuple[Ladder, Ladder]:
+    """The runs a sweep surely makes, for planning: those of its rates, and then those of other batches."""
+    rates = [_run(_varied(recipe, "lr_factor", factor), model, flops) for factor in RATES]
+    batches = [_run(_varied(recipe, "batch_factor", factor), model, flops) for factor in BATCHES]
+    return _ladder(rates), _ladder([run for run in batches if run not in rates])
 
 
 def settle(recipe: Recipe, model: Decoder, flops: float, carry_out: Try, say: Callable[[str], None]) -> Recipe:
@@ -39,9 +42,9 @@ def settle(recipe: Recipe, model: Decoder, flops: float, carry_out: Try, say: Ca
     is a wrong batch; the planned one stays unless another gains more than NOISE, and then the vertex of a parabola
     through log batch and loss is taken. Raises UserError when every run of a sweep diverges.
     """
-    losses = _along("lr_factor", recipe, model, flops, carry_out, say)
+    losses = _along("lr_factor", RATES, recipe, model, flops, carry_out, say)
     settled = replace(recipe, lr_factor=round(min(_near_best(losses)), 4))
-    losses = _along("batch_factor", settled, model, flops, carry_out, say)
+    losses = _along("batch_factor", BATCHES, settled, model, flops, carry_out, say)
     if recipe.batch_factor in _near_best(losses):
         return settled
     return replace(settled, batch_factor=round(_vertex(losses), 4))
@@ -60,11 +63,17 @@ def _vertex(losses: Mapping[float, float]) -> float:
 
 
 def _along(
-    field: Field, recipe: Recipe, model: Decoder, flops: float, carry_out: Try, say: Callable[[str], None]
+    field: Field,
+    factors: Sequence[float],
+    recipe: Recipe,
+    model: Decoder,
+    flops: float,
+    carry_out: Try,
+    say: Callable[[str], None],
 ) -> dict[float, float]:
     """The loss of every value of `field` that was tried, as factors of DeepSeek's law."""
     centre = getattr(recipe, field)
-    runs = {centre * factor: _run(_varied(recipe, field, factor), model, flops) for factor in (1 / STEP, 1.0, STEP)}
+    runs = {centre * factor: _run(_varied(recipe, field, factor), model, flops) for factor in factors}
     for _ in range(EXTENSIONS):
         losses = _losses(field, runs, carry_out)
         best = _least(losses)
