@@ -1,6 +1,6 @@
 """Three decisions about data, each worth a measured multiple of compute: near-deduplication, a filter, a mixture.
 
-    python ideas/data_worth.py --prose ../shared/data/text/tinyshakespeare.txt --minutes 10 5 5
+    python ideas/data_worth.py --prose ../shared/data/text/tinyshakespeare.txt
 
 runs `nachim data worth` three times, on the functions below: on the embedded corpus as it is, without its near
 duplicates and without the tails of perplexity; on the embedded corpus with as many bytes of edited copies of forty of
@@ -143,17 +143,17 @@ ASKED = {
 
 def main(
     prose: Annotated[Path, tyro.conf.arg(metavar="FILE")],
-    minutes: tuple[float, float, float] = (10.0, 5.0, 5.0),
+    flops: float = 6.5e10,
     only: tuple[str, ...] = tuple(ASKED),
     workers: int = 0,
 ) -> None:
-    """Ask the three questions, each for its `minutes` of training; `only` some of them."""
+    """Ask the three questions, each with ladders of up to `flops`; `only` some of them."""
     MADE.mkdir(parents=True, exist_ok=True)
     write_text(MADE / "prose", str(prose.resolve()))
-    for (name, functions), length in zip(ASKED.items(), minutes, strict=True):
+    for name, functions in ASKED.items():
         if name in only:
             sets = [f"{Path(__file__).resolve()}:{function}" for function in functions]
-            options = ["--out", str(MADE / name), "--minutes", f"{length:g}", "--workers", str(workers)]
+            options = ["--out", str(MADE / name), "--flops", f"{flops:g}", "--pairs", "1", "--workers", str(workers)]
             print(f"## {name}", flush=True)
             subprocess.run([Path(sys.executable).with_name("nachim"), "data", "worth", *sets, *options], check=True)
 

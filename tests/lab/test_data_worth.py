@@ -8,7 +8,7 @@ import math
 
 import pytest
 from line import Silent
-from tiny import write_corpus
+from tiny import tiny_recipe, write_corpus
 
 from nachim.budget.throughput import Throughput
 from nachim.data.ingest import Origin
@@ -24,7 +24,7 @@ from nachim.law import LAWS
 from nachim.spec import BPE, Data, Files, Ingredient, Mixture, UserError
 from nachim.spec.disk import write_text
 
-TRUTH = {"E": 0.5, "A": 4e2, "B": 4e2, "alpha": 0.5, "beta": 0.5}
+TRUTH = {"E": 0.5, "A": 400.0, "B": 90.0, "alpha": 0.5, "beta": 0.5}
 WORTH = 1.5
 
 
@@ -47,10 +47,11 @@ def sources(tmp_path):
 def small(monkeypatch):
     """Ladders of a few steps, at a speed that is given; trained by a law by which `even` is worth 1.5."""
     monkeypatch.setattr(data_sides, "LEAST", 2000)
-    monkeypatch.setattr(ladder, "FEWEST_STEPS", 16)
-    monkeypatch.setattr(data_worth, "FEWEST_STEPS", 16)
-    monkeypatch.setattr(data_worth, "SMALLEST_TOP", 1e9)
+    monkeypatch.setattr(ladder, "FEWEST_STEPS", 256)
+    monkeypatch.setattr(data_worth, "FEWEST_STEPS", 256)
+    monkeypatch.setattr(data_worth, "SMALLEST_TOP", 1e10)
     monkeypatch.setattr(data_worth, "BATCH_FACTOR", 0.02)
+    monkeypatch.setattr(data_worth, "FINE", 1.2)
     rate = Throughput(threads=1, flops=(1e5, 1e8), seconds=(1e-5, 1e-2))
     monkeypatch.setattr(WorthStudy, "pace", lambda self, recipe: rate)
     trained = []
@@ -59,7 +60,7 @@ def small(monkeypatch):
         for run in (run for chain in chains for run in chain.runs):
             trained.append(run)
             m = WORTH if run.data.corpus.ingredients[1].corpus.path.endswith("even/shards") else 1.0
-            m *= 1 + 0.02 * math.sin(run.train.tokens + 7 * run.train.seed + 100 * m)
+            m *= 1 + 0.01 * math.sin(run.train.tokens + 7 * run.train.seed + 100 * m)
             loss = LAWS["chinchilla"].predict(TRUTH, run.flops_per_token * m**0.5, run.train.tokens * m**0.5)
             held = {"held-out": {"loss": 0.0, "bpb": float(loss)}, "text": {"loss": 9.0, "bpb": 9.0}}
             result = {"fingerprint": run.fingerprint, "validation": {"bpb": 9.0, "loss": 9.0, "sources": held}}
@@ -71,7 +72,8 @@ def small(monkeypatch):
 
 
 def study(tmp_path, found, **changes):
-    question = Question(sources=found, minutes=1.0, share=0.3, vocab_size=300, seq_len=32, **changes)
+    fields = {"flops": 1.2e10, "share": 0.3, "vocab_size": 300, "seq_len": 32, **changes}
+    question = Question(sources=found, **fields)
     return WorthStudy(tmp_path / "study", question, Place(tmp_path / "cache"), 1, Silent())
 
 
@@ -82,10 +84,11 @@ def test_a_known_worth_is_found_forecast_and_checked(tmp_path, small):
     assert worth.pairs == len([run for run in small if run.flops < 0.9 * max(one.flops for one in small)]) / 2
     assert worth.low < WORTH < worth.high
     assert worth.high / worth.low < 1.2
-    assert idea["sealed"]["multiplier"][1] < WORTH < idea["sealed"]["multiplier"][2]
+    _, low, high = idea["sealed"]["ratio"]
+    assert idea["sealed"]["multiplier"][0] == pytest.approx(WORTH, rel=0.1)
     assert idea["measured"]["multiplier"] == pytest.approx(WORTH, rel=0.1)
-    assert idea["inside"]
-    assert idea["together"]["low"] < WORTH < idea["together"]["high"]
+    assert idea["inside"] == (low <= idea["measured"]["ratio"] <= high)
+    assert idea["together"]["multiplier"] == pytest.approx(WORTH, rel=0.1)
     assert verdict["epochs"] == {"raw": {"text": 0.5}, "even": {"text": 0.5}}
     # pairs differ in what they read alone
     plan = asked.plan({})
@@ -156,10 +159,22 @@ def test_what_cannot_be_asked_is_one_sentence(tmp_path, small):
         study(tmp_path, {"raw": both["raw"], "again": both["raw"]}).run()
     with pytest.raises(UserError, match="holds another question"):
         study(tmp_path, both).run()
-    short = study(tmp_path / "short", both)
-    short = dataclasses.replace(short, question=dataclasses.replace(short.question, minutes=1e-4))
-    with pytest.raises(UserError, match="give it more --minutes"):
-        short.run()
+    for wrong, changes in (
+        ("give it more --minutes", {"flops": None, "minutes": 1e-4}),
+        ("too few runs", {"flops": 1e7}),
+    ):
+        with pytest.raises(UserError, match=wrong):
+            study(tmp_path / "short", both, **changes).plan({"raw": tiny_recipe(tmp_path)})
+
+
+def test_the_largest_plan_that_fits_the_minutes_is_taken(tmp_path, small):
+    asked, recipe = study(tmp_path, {"a": None, "b": None}, flops=None, minutes=12.0), tiny_recipe(tmp_path)
+    rate = asked.pace(recipe)
+    plan = data_worth.largest(asked.question, recipe, rate, 1)
+    more = data_worth.lay_out(asked.question, recipe, plan.levels[-1] * 1.2, rate, 1)
+    assert plan.seconds <= 720 < more.seconds
+    assert len(plan.shapes) == 3
+    assert data_worth.lay_out(asked.question, recipe, plan.levels[-1], rate, 2).seconds < 0.7 * plan.seconds
 
 
 def test_too_little_to_judge_by_is_said(tmp_path):

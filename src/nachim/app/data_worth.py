@@ -51,8 +51,12 @@ class DataWorth:
     """The study's folder: data sets, ladder, tables, forecast.json, verdict.json, worth.html."""
     minutes: float = 30.0
     """How long all training may take here; making and tokenizing the data comes on top."""
+    flops: float | None = None
+    """The ladders' largest budget, in place of one that fits the minutes: the same plan on any machine."""
     seeds: int = 2
-    """Seeds of every run, those of the larger rung too."""
+    """Seeds of every run of the ladders."""
+    pairs: int | None = None
+    """Pairs of the larger rung: as many as seeds, or so many."""
     times: float = 4.0
     """Compute of the larger rung over the ladders' largest budget."""
     held_out: float = 0.1
@@ -87,6 +91,7 @@ class DataWorth:
         question = Question(
             sources=sources_of(self.sets), minutes=self.minutes, seeds=self.seeds, times=self.times,
             share=self.held_out, vocab_size=self.vocab_size, seq_len=self.seq_len, seed=self.seed,
+            flops=self.flops, pairs=self.pairs,
         )  # fmt: skip
         on_gpu = torch.cuda.is_available()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

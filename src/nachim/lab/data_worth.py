@@ -23,7 +23,7 @@ from nachim.lab.recipe import Recipe
 from nachim.lab.size import anchored, chain_seconds, family_opt, span_of_shapes
 from nachim.lab.speed import measure_throughput
 from nachim.lab.store import finished, table_of
-from nachim.lab.study import BATCH_FACTOR, LR_FACTOR, PACE_SECONDS, View
+from nachim.lab.study import ADAMW_RATE, BATCH_FACTOR, LR_FACTOR, PACE_SECONDS, View
 from nachim.lab.work import MIXTURE, Place, open_batches
 from nachim.law import Observations, concat
 from nachim.law.compare import Worth, compare_all
@@ -32,7 +32,7 @@ from nachim.spec import BPE, Data, Decoder, Part, Run, UserError
 from nachim.spec.disk import locked, read_json, write_text
 
 QUESTION, PLAN, FORECAST, VERDICT = "worth.json", "plan.json", "forecast.json", "verdict.json"
-LEVELS, SPAN, SHAPES, SPREAD = 4, 6.0, 3, 3.0
+LEVELS, SPAN, SHAPES, SPREAD = 4, 6.0, 3, 2.0
 """Budgets of the ladder and their range; shapes, and how many times the smallest's M the largest's is at least. With
 two seeds that is six trunks, which an interval can be told from, and enough shapes for a law."""
 VALIDATION_TOKENS = 32_768
@@ -44,7 +44,8 @@ LEVEL = 0.95
 @dataclass(frozen=True)
 class Question:
     """Data sets by name, the baseline first, and how much training they are worth: `minutes` for all of it, `seeds` of
-    every run, a check at `times` the ladder's largest budget. A `share` of the text is held out."""
+    every run, a check at `times` the ladder's largest budget, which is `flops` where that is given, whatever it
+    takes; of that rung as many `pairs` as seeds, or so many. A `share` of the text is held out."""
 
     sources: Mapping[str, Source]
     minutes: float = 30.0
@@ -54,6 +55,8 @@ class Question:
     vocab_size: int = 512
     seq_len: int = 128
     seed: int = 0
+    flops: float | None = None
+    pairs: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -141,6 +144,7 @@ class WorthStudy:
                 precision="bf16" if self.place.device == "cuda" else "fp32",
                 lr_factor=LR_FACTOR,
                 batch_factor=BATCH_FACTOR,
+                adamw_rate=ADAMW_RATE,
                 validation_tokens=VALIDATION_TOKENS,
                 seed=self.question.seed,
             )
@@ -150,8 +154,15 @@ class WorthStudy:
         """The largest ladder and check that fit into the minutes at the speed measured here, in `plan.json`."""
         path = self.root / PLAN
         if not path.exists():
-            recipe = next(iter(recipes.values()))
-            largest(self.question, recipe, self.pace(recipe), self.workers).save(path)
+            asked, recipe = self.question, next(iter(recipes.values()))
+            pace = self.pace(recipe)
+            if asked.flops is None:
+                plan = largest(asked, recipe, pace, self.workers)
+            elif (plan := lay_out(asked, recipe, asked.flops, pace, self.workers)) is None:
+                raise UserError(
+                    f"ladders up to {asked.flops:.3g} FLOP have too few runs of {FEWEST_STEPS} steps: give more"
+                )
+            plan.save(path)
         return Plan.load(path)
 
     def pace(self, recipe: Recipe) -> Throughput:
@@ -184,12 +195,12 @@ class WorthStudy:
             "flops": one.flops,
             "flops_per_token": one.flops_per_token,
             "tokens": one.train.tokens,
-            "pairs": self.question.seeds,
+            "pairs": len(next(iter(runs.values()))),
             "runs": {name: [run.fingerprint for run in each] for name, each in runs.items()},
             "ideas": {},
         }
         for name, worth in found.items():
-            told = ahead(worth, one.flops_per_token, one.train.tokens, self.question.seeds)
+            told = ahead(worth, one.flops_per_token, one.train.tokens, sealed["pairs"])
             sealed["ideas"][name] = {"ratio": list(told.ratio), "multiplier": list(told.multiplier)}
         now = datetime.datetime.now(datetime.UTC)
         sealed |= {"level": LEVEL, "sealed_at": now.isoformat(timespec="seconds")}
@@ -214,7 +225,7 @@ class WorthStudy:
         self._train(chains, "ahead", "longer runs")
         above = {name: observe(self.root / "ahead", each, sides.judged) for name, each in runs.items()}
         for name, table in above.items():
-            if len(table) < self.question.seeds:
+            if len(table) < sealed["pairs"]:
                 raise UserError(f"a run of the larger rung on {name} has diverged: see {self.root / 'ahead'}")
             table.write(self.root / "tables" / f"{name}-ahead.csv")
         together = worth_of({name: concat([table, above[name]]) for name, table in tables.items()})
@@ -288,7 +299,7 @@ def lay_out(question: Question, recipe: Recipe, top: float, pace: Throughput, wo
         ladder = ladder_of(question, recipe, plan)
     except UserError:
         return None
-    if len({chain.runs[0].model for chain in ladder.chains}) < SHAPES or len(ladder.runs) < 8 * question.seeds:
+    if len({chain.runs[0].model for chain in ladder.chains}) < SHAPES or len(ladder.runs) < 2 * SHAPES * question.seeds:
         return None
     ends = [Chain(runs=(run,)) for run in targets(question, recipe, plan)]
     seconds = [
@@ -309,10 +320,10 @@ def ladder_of(question: Question, recipe: Recipe, plan: Plan) -> Ladder:
 
 
 def targets(question: Question, recipe: Recipe, plan: Plan) -> list[Run]:
-    """The larger rung of a data set, by each seed."""
+    """The larger rung of a data set, by each seed that it has."""
     begun = anchored(recipe, plan.levels[0], "trunks")
     tokens = plan.target_flops / plan.target.flops_per_token(recipe.data.seq_len)
-    seeds = range(question.seed, question.seed + question.seeds)
+    seeds = range(question.seed, question.seed + (question.pairs or question.seeds))
     return [begun.run(plan.target, plan.target_flops, tokens, seed=seed) for seed in seeds]
 
 
