@@ -32,8 +32,10 @@ def texts(size: float, seed: int = 0) -> Iterator[str]:
     found = [np.array(raw.decode().split(" "), dtype=object) for raw in open_source(Stdlib()).documents(Report())]
     chance, done = np.random.default_rng(seed), 0
     other = np.array([f"w{number}" for number in range(1 << 17)], dtype=object)
-    for again, (i, words) in itertools.product(itertools.count(), enumerate(found)):
-        if again:
+    for number in itertools.count():
+        i = number % len(found)
+        words = found[i]
+        if number >= len(found):
             words = words.copy()
             places = chance.permutation(len(words))[: round((MUCH if i % 2 else LITTLE) * len(words))]
             words[places] = other[chance.integers(0, len(other), len(places))]

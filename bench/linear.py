@@ -1,11 +1,11 @@
 """What size costs: a whole clean-up of the embedded corpus edited and repeated to several sizes.
 
-    python bench/linear.py [--megabytes 63 126 252] [--workers 1] [--tokens] [--folder DIR] [--json]
+    python bench/linear.py [--megabytes 63 126 252] [--recipe FILE] [--workers 1] [--tokens] [--folder DIR] [--json]
 
-Each build runs `recipes/clean_stdlib.py` on the text in a process of its own: processor seconds and peak memory of all
-its processes are counted. Of each repetition half the texts are edited a little (near duplicates, whose clusters grow
-with the size) and half much (texts of their own). The exponent is that of a power law through the processor seconds.
-What is beyond the largest size is projected by it, and called so.
+Each build runs the stages of a recipe, `recipes/clean_stdlib.py` if none is named, in a process of its own: processor
+seconds and peak memory of all its processes are counted. Of each repetition half the texts are edited a little (near
+duplicates, whose clusters grow with the size) and half much (texts of their own). The exponent is that of a power law
+through the processor seconds. What is beyond the largest size is projected by it, and called so.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from nachim.app.code import function_in
 from nachim.data.ingest import Origin
 from nachim.spec import Files
 
+RECIPE = Path(__file__).parents[1] / "recipes" / "clean_stdlib.py"
 PROJECTED_MB = 10_000.0
 
 
-def sized(megabytes: float, workers: int, tokens: bool, folder: Path) -> dict[str, Any]:
+def sized(megabytes: float, recipe: Path, workers: int, tokens: bool, folder: Path) -> dict[str, Any]:
     """What the clean-up of so much text takes; nothing of it is left in `folder`."""
-    _, recipe = function_in(Path(__file__).parents[1] / "recipes" / "clean_stdlib.py", "pipeline")
+    _, pipeline_of = function_in(recipe, "pipeline")
     place = Path(tempfile.mkdtemp(dir=folder))
     try:
         written(place / "in", megabytes * 1e6)
         origins = (Origin(corpus=Files(path=str(place / "in"))),)
-        pipeline = dataclasses.replace(recipe(), origins=origins, shard_bytes=16_000_000)
+        pipeline = dataclasses.replace(pipeline_of(), origins=origins, shard_bytes=16_000_000)
         return apart(pipeline, place / "out", place / "cache" if tokens else None, workers)
     finally:
         shutil.rmtree(place)
@@ -57,6 +58,7 @@ def fitted(sizes: list[dict[str, Any]]) -> dict[str, float]:
 
 def main(
     megabytes: tuple[float, ...] = (63, 126, 252),
+    recipe: Path = RECIPE,
     workers: int = 1,
     tokens: bool = False,
     folder: Path | None = None,
@@ -66,7 +68,7 @@ def main(
     with tempfile.TemporaryDirectory(dir=folder) as name:
         sizes = []
         for size in megabytes:
-            sizes.append(sized(size, workers, tokens, Path(name)))
+            sizes.append(sized(size, recipe, workers, tokens, Path(name)))
             Console(stderr=True).print(sizes[-1])
     found = {"sizes": sizes, **(fitted(sizes) if len(sizes) > 1 else {})}
     if json:
