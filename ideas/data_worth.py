@@ -143,7 +143,7 @@ ASKED = {
 
 def main(
     prose: Annotated[Path, tyro.conf.arg(metavar="FILE")],
-    flops: float = 6.5e10,
+    flops: float = 6e10,
     only: tuple[str, ...] = tuple(ASKED),
     workers: int = 0,
 ) -> None:
