@@ -14,7 +14,7 @@ from nachim.app.fit import summarise
 from nachim.app.plan import Means, Serve, plan
 from nachim.app.train import run_of
 from nachim.law import LAWS, study
-from nachim.spec import Run, UserError
+from nachim.spec import MTP, Run, UserError
 from tests.law.ladders import ladder
 
 KEYS = {"budget", "law", "optimum", "designs", "layout", "memory", "hours", "dollars", "serving", "recipe"}
@@ -54,6 +54,23 @@ def test_the_contract():
     run = Run.from_json(said["recipe"])
     assert run.model.n_layers == said["designs"][0]["n_layers"]
     assert run.train.tokens == said["designs"][0]["tokens"]
+
+
+def test_further_tokens_take_compute_time_and_memory_and_stand_in_the_recipe(capsys):
+    made = {}
+    for depth in (None, 1):
+        plan(Means(flops=1e21, devices="8xH200", shape="24x2048x16x8", mtp=depth), json=True)
+        made[depth] = json.loads(capsys.readouterr().out)
+    plain, ahead = made[None], made[1]
+    run = Run.from_json(ahead["recipe"])
+    assert run.model.mtp == MTP(depth=1) and Run.from_json(plain["recipe"]).model.mtp is None
+    assert run.flops == pytest.approx(1e21, rel=0.002)
+    assert ahead["designs"][0]["further_tokens"] == 1 and plain["designs"][0]["further_tokens"] == 0
+    assert ahead["designs"][0]["tokens"] < plain["designs"][0]["tokens"]
+    assert ahead["designs"][0]["kv_bytes_per_token"] == plain["designs"][0]["kv_bytes_per_token"]
+    assert ahead["layout"]["seconds_per_step"] > plain["layout"]["seconds_per_step"]
+    assert ahead["memory"]["weights"] > plain["memory"]["weights"]
+    assert any(reason["topic"] == "further tokens" for reason in ahead["why"])
 
 
 def test_bad_input_is_one_sentence_and_status_two():
@@ -120,6 +137,8 @@ def test_wrong_names_have_near_ones():
         plan(Means(flops=1e21, law="deepsek"))
     with pytest.raises(UserError, match="give --serve-tokens-per-day too"):
         plan(Means(flops=1e21), Serve(weights="int4"))
+    with pytest.raises(UserError, match=r"MTP\.depth is 0"):
+        plan(Means(flops=1e21, mtp=0))
     with pytest.raises(UserError, match="no such file or folder"):
         plan(Means(flops=1e21, data="/nowhere"))
 

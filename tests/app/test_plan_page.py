@@ -43,6 +43,7 @@ ASKED = {
         Serve(serve_tokens_per_day=1e9, serve_on="A100-80GB", max_tpot=0.05),
     ),
     "small": (Means(flops=1e14), Serve()),
+    "further tokens": (Means(flops=1e21, law="chinchilla-corrected", mtp=2), Serve(serve_tokens_per_day=1e9)),
     "too large for its card": (Means(devices="1xRTX-4090", hours=2000), Serve(serve_tokens_per_day=1e8)),
 }
 

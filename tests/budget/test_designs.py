@@ -24,7 +24,7 @@ from nachim.budget.designs import settings as defaults
 from nachim.law.published import BATCH_OPT, LAWS
 from nachim.law.repeat import effective_tokens
 from nachim.model import build
-from nachim.spec import Decoder, UserError
+from nachim.spec import MTP, Decoder, UserError
 
 
 def asked(flops: float, law: str = "deepseek", **fields: object) -> Asked:
@@ -44,6 +44,25 @@ def test_designs_spend_the_compute_within_epsilon_of_the_least_loss(flops, law):
         assert one.flops_per_token * one.tokens == pytest.approx(flops)
         assert one.steps * one.batch_tokens == pytest.approx(one.tokens, rel=0.002)
         assert one.steps >= FEWEST_STEPS * 0.99
+
+
+@pytest.mark.parametrize("law", ["deepseek", "chinchilla-corrected"])
+@pytest.mark.parametrize("flops", [1e14, 1e21])
+def test_modules_for_further_tokens_take_compute_and_give_no_loss(flops, law):
+    question = asked(flops, law, mtp=MTP(depth=2))
+    found, plain = designs(question), designs(asked(flops, law))
+    assert found[0].loss > plain[0].loss  # of the same compute less is left for the decoder
+    for one in found:
+        assert one.model.mtp == MTP(depth=2)
+        assert one.flops_per_token == one.model.flops_per_token(question.seq_len)
+        assert one.flops_per_token * one.tokens == pytest.approx(flops)
+        alone = dataclasses.replace(one.model, mtp=None)
+        spent = alone.flops_per_token(question.seq_len) * one.tokens
+        same_tokens = design_of(dataclasses.replace(asked(flops, law), flops=spent), alone)
+        assert one.loss == pytest.approx(same_tokens.loss)
+    for model in shapes_between(question, found[0].flops_per_token / 2, found[0].flops_per_token * 2):
+        assert model.mtp == MTP(depth=2)
+        assert 0.5 <= model.flops_per_token(question.seq_len) / found[0].flops_per_token <= 2
 
 
 @pytest.mark.parametrize("flops", [1e19, 1e21, 1e23, 3.8e25])

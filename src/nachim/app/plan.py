@@ -21,7 +21,7 @@ from nachim.budget.plan import Plan, Wish, make_plan
 from nachim.budget.recipe import recipe
 from nachim.law.published import DEFAULT, known_law
 from nachim.law.repeat import effective_tokens
-from nachim.spec import Run, UserError
+from nachim.spec import MTP, Run, UserError
 from nachim.spec.disk import write_text
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ class Means:
     """Size of the vocabulary; by default 512, 32,768 or 131,072, by compute."""
     shape: Text = None
     """Plan for this decoder, LAYERSxWIDTH[xHEADS[xKV_HEADS]], instead of searching one."""
+    mtp: Count = None
+    """Modules that predict further tokens, trained beside the decoder, which then drafts for itself (DeepSeek-V3: 1)."""
     data: str = "stdlib"
     """The text of the recipe: `stdlib` (embedded), a file or folder, or hf:NAME."""
     text_column: str = "text"
@@ -116,7 +118,8 @@ class Means:
         """What the planner is asked. Raises UserError for an unknown law or device."""
         said = {name: value for name, value in asdict(self).items() if name not in ("devices", "data", "text_column")}
         cluster = None if self.devices is None else parse_cluster(self.devices)
-        return Wish(**said | {"law": known_law(self.law), "cluster": cluster})
+        mtp = None if self.mtp is None else MTP(depth=self.mtp)
+        return Wish(**said | {"law": known_law(self.law), "cluster": cluster, "mtp": mtp})
 
 
 def plan(
@@ -248,6 +251,7 @@ def _asked(made: Plan, law: str, serve: Serve) -> dict[str, Any]:
         "shape": made.wish.shape,
         "seq_len": made.asked.seq_len,
         "vocab_size": made.asked.vocab_size,
+        "mtp": made.wish.mtp and made.wish.mtp.to_json(),
         "ladder": made.asked.small,
         "most": made.found.most if made.found.refusal else None,
         "device": made.cluster.device.to_json(),

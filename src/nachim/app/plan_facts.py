@@ -14,9 +14,9 @@ from nachim.budget.device import device_named
 from nachim.budget.serve import format_named, serve
 from nachim.budget.speculate import Speculation
 from nachim.law.precision import GAMMA_D, effective_share, rounding_penalty
-from nachim.law.published import FLOPS_PER_UNIT, KnownLaw, known_law
+from nachim.law.published import FLOPS_PER_UNIT, KnownLaw, known_law, scale_of
 from nachim.law.repeat import R_STAR
-from nachim.spec import Decoder, Device, UserError
+from nachim.spec import MTP, Decoder, Device, UserError
 
 REACH = 10.0
 """How far the budget can be slid, as a factor either way."""
@@ -51,6 +51,7 @@ def asked_of(plan: dict[str, Any]) -> Asked:
         unique_tokens=plan["data"]["unique_tokens"],
         devices=plan["layout"]["devices"],
         ladder=said["ladder"],
+        mtp=said["mtp"] and MTP.from_json(said["mtp"]),
     )
 
 
@@ -165,7 +166,8 @@ def _size(shape: dict[str, Any]) -> tuple[str, int, int]:
 
 
 def _offered(model: Decoder, asked: Asked, said: Serve, device: Device) -> dict[str, Any]:
-    sizes = {name: getattr(model, name) for name in ("n_layers", "d_model", "params_total", "params_non_embedding")}
+    sizes = {name: getattr(model, name) for name in ("n_layers", "d_model", "params_total")}
+    sizes["x"] = scale_of(model, asked.loss_law.scale, asked.seq_len)
     shape = _design(sizes | {"flops_per_token": model.flops_per_token(asked.seq_len)}, asked)
     bits = format_named(said.weights).bits
     hours = served_hours(model, said, device)
@@ -177,13 +179,15 @@ def _offered(model: Decoder, asked: Asked, said: Serve, device: Device) -> dict[
 
 
 def _design(design: dict[str, Any], asked: Asked) -> dict[str, Any]:
-    """A shape that is trained only. The head takes 6·d·V FLOP a token, three passes over a matrix."""
+    """A shape that is trained only. The head takes 6·d·V FLOP a token, three passes over a matrix, and as much for each
+    further token."""
+    heads = 1 if asked.mtp is None else 1 + asked.mtp.depth
     return {
         "name": shape_name(design),
         "params": design["params_total"],
-        "x": float(design[asked.loss_law.scale]),
+        "x": design["x"],
         "flopsPerToken": design["flops_per_token"],
-        "headFlops": 6 * design["d_model"] * asked.vocab_size,
+        "headFlops": 6 * design["d_model"] * asked.vocab_size * heads,
         "offered": False,
         "rounding": 0.0,
         "hoursPerToken": None,

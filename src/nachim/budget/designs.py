@@ -16,7 +16,7 @@ from typing import Any
 from nachim.budget.shape import shape as family_shape
 from nachim.law.published import BATCH_OPT, LOSS_LAW, LR_OPT, KnownLaw, scale_of
 from nachim.law.repeat import effective_tokens
-from nachim.spec import Attention, Decoder, SwiGLU, UserError
+from nachim.spec import MTP, Attention, Decoder, SwiGLU, UserError
 
 EPSILON = 0.005
 """Share of the least loss that a design may cost: about what the published laws differ by at one budget."""
@@ -45,7 +45,8 @@ class Asked:
     """What the designs are for: compute in FLOP, length, vocabulary, the law, and unique tokens if they are limited.
 
     Batches are whole multiples of `devices` sequences where that changes them little. `ladder` says whether it is a
-    budget of the ladder's size; None: by compute.
+    budget of the ladder's size; None: by compute. `mtp` are modules for further tokens: they take their share of the
+    compute, and losses are those of the decoder without them.
     """
 
     flops: float
@@ -55,6 +56,7 @@ class Asked:
     unique_tokens: float | None = None
     devices: int = 1
     ladder: bool | None = None
+    mtp: MTP | None = None
 
     @property
     def small(self) -> bool:
@@ -73,11 +75,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Design:
-    """A decoder with the tokens that spend the budget, the loss a law promises, and its batch and learning rate."""
+    """A decoder with the tokens that spend the budget, the loss that a law promises at the scale `x`, its batch and its
+    learning rate."""
 
     model: Decoder
     seq_len: int
     tokens: float
+    x: float
     loss: float
     batch_tokens: int
     lr: float
@@ -105,9 +109,11 @@ class Design:
             "d_ff": getattr(model.ffn, "d_ff", None),
             "vocab_size": model.vocab_size,
             "tied": model.tied,
+            "further_tokens": model.passes - 1,
             "params_total": model.params_total,
             "params_non_embedding": model.params_non_embedding,
             "flops_per_token": self.flops_per_token,
+            "x": self.x,
             "tokens": self.steps * self.batch_tokens,
             "loss": self.loss,
             "batch_tokens": self.batch_tokens,
@@ -183,10 +189,11 @@ def smallest_cost(asked: Asked) -> int:
 
 
 def _middle(asked: Asked) -> float:
-    """The optimum's M: the law's, or that of least loss where so many tokens would repeat."""
+    """The optimum's M: the law's, or that of least loss where so many tokens would repeat, or further tokens
+    are predicted."""
     optimum = asked.law.optimum(asked.flops)
     cost = asked.flops / optimum.tokens
-    if asked.worth(optimum.tokens) == optimum.tokens:
+    if asked.mtp is None and asked.worth(optimum.tokens) == optimum.tokens:
         return cost
     least = min(_candidates(asked, cost / REACH, math.inf), key=lambda one: one.loss, default=None)
     return cost if least is None else least.flops_per_token
@@ -203,9 +210,9 @@ def shapes_between(asked: Asked, low: float, high: float) -> list[Decoder]:
 def design_of(asked: Asked, model: Decoder) -> Design:
     """`model` with the tokens that spend the budget. Its loss counts repeated tokens at what they are worth."""
     tokens = asked.flops / model.flops_per_token(asked.seq_len)
-    loss = loss_at(asked, scale_of(model, asked.loss_law.scale, asked.seq_len), tokens)
+    x = scale_of(model, asked.loss_law.scale, asked.seq_len)
     lr = float(f"{LR_OPT(asked.flops):.4g}")
-    return Design(model, asked.seq_len, tokens, loss, batch_tokens(asked), lr)
+    return Design(model, asked.seq_len, tokens, x, loss_at(asked, x, tokens), batch_tokens(asked), lr)
 
 
 def loss_at(asked: Asked, x: float, tokens: float) -> float:
@@ -229,20 +236,21 @@ def batch_tokens(asked: Asked) -> int:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A shape before it is built: `one` layer of it, and how many."""
+    """A shape before it is built: `one` layer of it, and how many; `mtp` beside them."""
 
     one: Decoder
     n_layers: int
     flops_per_token: int
     loss: float
     untied: bool
+    mtp: MTP | None
 
     def odd(self) -> float:
         return abs(math.log(self.one.d_model / self.n_layers / USUAL))
 
     def model(self) -> Decoder:
         model = dataclasses.replace(self.one, n_layers=self.n_layers, tied=False)
-        return model if self.untied else _tied(model)
+        return dataclasses.replace(model if self.untied else _tied(model), mtp=self.mtp)
 
 
 def _candidates(asked: Asked, low: float, high: float) -> Iterator[_Candidate]:
@@ -251,7 +259,11 @@ def _candidates(asked: Asked, low: float, high: float) -> Iterator[_Candidate]:
     for width in SMALL_WIDTHS if asked.small else WIDTHS:
         one, usual = _one_layer(width, asked.vocab_size, asked.small)
         per_layer = one.flops_per_token(asked.seq_len)
-        fewest, most = math.ceil(low / per_layer), math.floor(min(high, costliest) / per_layer)
+        further = 0
+        if asked.mtp is not None:
+            further = dataclasses.replace(one, mtp=asked.mtp).flops_per_token(asked.seq_len) - per_layer
+        fewest = math.ceil((low - further) / per_layer)
+        most = math.floor((min(high, costliest) - further) / per_layer)
         if usual:  # the ladder's family has a depth for each width: stay near it
             fewest, most = max(fewest, 2, math.ceil(usual / 1.5)), min(most, math.floor(1.5 * usual))
             step = 1
@@ -259,16 +271,16 @@ def _candidates(asked: Asked, low: float, high: float) -> Iterator[_Candidate]:
             fewest, most = max(fewest, 2, math.ceil(width / STOUT)), min(most, width // SLENDER)
             step = 2 if width < 4096 else 4
         for n_layers in range(math.ceil(fewest / step) * step, most + 1, step):
-            flops_per_token = n_layers * per_layer
-            x = _scale(one, n_layers, flops_per_token, asked)
+            flops_per_token = n_layers * per_layer + further
+            x = _scale(one, n_layers, per_layer, asked)
             loss = loss_at(asked, x, asked.flops / flops_per_token)
-            yield _Candidate(one, n_layers, flops_per_token, loss, asked.small)
+            yield _Candidate(one, n_layers, flops_per_token, loss, asked.small, asked.mtp)
 
 
-def _scale(one: Decoder, n_layers: int, flops_per_token: int, asked: Asked) -> float:
-    """`scale_of` the model of `n_layers` layers like the `one`: counts of layers add up."""
+def _scale(one: Decoder, n_layers: int, per_layer: int, asked: Asked) -> float:
+    """`scale_of` the model of `n_layers` layers like the `one`, of M `per_layer`: counts of layers add up."""
     if asked.loss_law.scale == "flops_per_token":
-        return flops_per_token
+        return n_layers * per_layer
     last_norm = one.norm.params(one.d_model)
     body = n_layers * (one.params_non_embedding - last_norm) + last_norm
     if asked.loss_law.scale == "params_non_embedding":
@@ -322,6 +334,7 @@ def _smallest(asked: Asked) -> tuple[int, Decoder]:
         model = dataclasses.replace(family_shape(SMALL_WIDTHS[0], asked.vocab_size), n_layers=2)
     else:
         model = decoder(WIDTHS[0], 2, asked.vocab_size)
+    model = dataclasses.replace(model, mtp=asked.mtp)
     return model.flops_per_token(asked.seq_len), model
 
 

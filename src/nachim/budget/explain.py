@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -37,6 +38,8 @@ def _reasons(plan: Plan) -> Iterator[tuple[str, str]]:
         f"all within {100 * EPSILON:g} % of the least loss, ranked by loss in steps of 0.1 %, then by hours; "
         f"shapes of one size differ by less than a law can tell{longer}{size}",
     )
+    if model.mtp is not None:
+        yield "further tokens", _further(plan)
     yield "shape", f"width / depth = {model.d_model / model.n_layers:.0f}: published decoders have 37 to 136"
     yield (
         "batch, lr",
@@ -45,6 +48,17 @@ def _reasons(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "layout", _layout(plan)
     if asked.unique_tokens is not None:
         yield from _data(plan, asked.unique_tokens)
+
+
+def _further(plan: Plan) -> str:
+    """What modules for further tokens take of the compute, and what is not counted for them."""
+    design = plan.best.design
+    alone = dataclasses.replace(design.model, mtp=None).flops_per_token(design.seq_len)
+    return (
+        f"predicting {design.model.passes - 1} more (arXiv 2412.19437) takes "
+        f"{100 * (1 - alone / design.flops_per_token):.1f} % of M, and the head works {design.model.passes} times on a "
+        "token; losses are the decoder's without it: no law says what it is worth to the next token"
+    )
 
 
 def _data(plan: Plan, unique: float) -> Iterator[tuple[str, str]]:

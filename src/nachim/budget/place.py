@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -118,7 +119,9 @@ def _is_here(cluster: Cluster) -> bool:
 
 def first(asked: Asked, shape: str | None) -> Design:
     """The design of least loss, or the one wished for."""
-    return design_of(asked, given_decoder(shape, asked.vocab_size)) if shape else designs(asked)[0]
+    if not shape:
+        return designs(asked)[0]
+    return design_of(asked, dataclasses.replace(given_decoder(shape, asked.vocab_size), mtp=asked.mtp))
 
 
 def find(asked: Asked, shape: str | None, cluster: Cluster) -> Found:

@@ -11,7 +11,7 @@ from nachim.budget.designs import Asked, Design, design_of, loss_at, settings
 from nachim.budget.device import device_named
 from nachim.budget.place import Found, Placement, find, first, place, precision_of, ranked
 from nachim.law.published import FLOPS_PER_UNIT, Interval, KnownLaw, Optimum
-from nachim.spec import Cluster, UserError
+from nachim.spec import MTP, Cluster, UserError
 
 ASSUMED_DEVICE, ASSUMED_HOURS = "H100", 30 * 24.0
 """Where no devices are named: H100s, as few (a power of two) as finish within 30 days."""
@@ -25,7 +25,8 @@ ROUNDS, SETTLED, TOLERANCE = 6, 3, 0.01
 class Wish:
     """A budget (FLOP, devices for hours, or dollars) and what else is known. None: not said.
 
-    `dollars_per_hour` replaces a device's list price, `shape` (LAYERSxWIDTH[xHEADS[xKV_HEADS]]) the search for one.
+    `dollars_per_hour` replaces a device's list price, `shape` (LAYERSxWIDTH[xHEADS[xKV_HEADS]]) the search for one;
+    `mtp` are modules for further tokens, trained beside the decoder.
     """
 
     law: KnownLaw
@@ -38,6 +39,7 @@ class Wish:
     seq_len: int | None = None
     vocab_size: int | None = None
     shape: str | None = None
+    mtp: MTP | None = None
 
 
 @dataclass(frozen=True)
@@ -240,4 +242,5 @@ def _asked(wish: Wish, cluster: Cluster, flops: float) -> Asked:
         law=wish.law,
         unique_tokens=wish.unique_tokens,
         devices=cluster.count,
+        mtp=wish.mtp,
     )

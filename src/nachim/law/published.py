@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -269,7 +269,11 @@ LOSS_LAW = LAWS["chinchilla-corrected"]
 
 
 def scale_of(model: Decoder, scale: Scale, seq_len: int) -> float:
-    """The `x` of a law on this scale: M at `seq_len`, or the count of parameters that the law means."""
+    """The `x` of a law on this scale: M at `seq_len`, or the count of parameters that the law means.
+
+    Without modules for further tokens: no law knows what they are worth to the next one.
+    """
+    model = model if model.mtp is None else replace(model, mtp=None)
     return float(model.flops_per_token(seq_len) if scale == "flops_per_token" else getattr(model, scale))
 
 
