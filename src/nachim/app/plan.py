@@ -108,7 +108,7 @@ class Means:
     shape: Text = None
     """Plan for this decoder, LAYERSxWIDTH[xHEADS[xKV_HEADS]], instead of searching one."""
     mtp: Count = None
-    """Modules that predict further tokens, trained beside the decoder, which then drafts for itself (DeepSeek-V3: 1)."""
+    """Modules that predict further tokens, trained beside the decoder, which then drafts for it (DeepSeek-V3: 1)."""
     data: str = "stdlib"
     """The text of the recipe: `stdlib` (embedded), a file or folder, or hf:NAME."""
     text_column: str = "text"
