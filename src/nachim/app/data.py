@@ -15,6 +15,8 @@ from nachim.app.data_build import Build
 from nachim.app.data_memory import Exposed, Membership
 from nachim.app.data_quality import Mask, NGramModel, Resampled, Score, TrainClassifier
 from nachim.app.data_tokenizer import TokenizerReport
+from nachim.app.data_vocab import Vocab
+from nachim.app.data_worth import DataWorth
 from nachim.app.synth import Synth
 from nachim.app.view import TerminalView
 from nachim.data.contamination import Unit, contamination
@@ -117,7 +119,9 @@ def data(
         | Annotated[Resampled, tyro.conf.subcommand("resample", prefix_name=False)]
         | Annotated[Mask, tyro.conf.subcommand("mask", prefix_name=False)]
         | Annotated[Synth, tyro.conf.subcommand("synth", prefix_name=False)]
-        | Annotated[TokenizerReport, tyro.conf.subcommand("tokenizer", prefix_name=False)],
+        | Annotated[TokenizerReport, tyro.conf.subcommand("tokenizer", prefix_name=False)]
+        | Annotated[DataWorth, tyro.conf.subcommand("worth", prefix_name=False)]
+        | Annotated[Vocab, tyro.conf.subcommand("vocab", prefix_name=False)],
         tyro.conf.arg(name=""),
     ],
 ) -> int:
