@@ -1,7 +1,7 @@
 """Tokenizers beside their peers: encoding by `tokenizers` and through tiktoken, training by `tokenizers` and rustbpe.
 
-    python bench/tokenizers.py encode [--megabytes 8] [--gpt2 ggml-vocab-gpt-2.gguf] [--text FILE]
-    python bench/tokenizers.py train [--megabytes 50] [--vocab 32768]           # with `pip install rustbpe`
+    python bench/bpe.py encode [--megabytes 8] [--gpt2 ggml-vocab-gpt-2.gguf] [--text FILE]
+    python bench/bpe.py train [--megabytes 50] [--vocab 32768]           # with `pip install rustbpe`
 
 Seconds are of the processor, all threads together, so a rate is that of one core. Both sides of `encode` take turns in
 one process, and every document must have the same ids; each run of `train` is a process of its own, for its peak of
