@@ -301,7 +301,7 @@ OTHERS: tuple[Part, ...] = (
     ),
     HuggingFace(name="a/b"),
     Schedule(warmup_tokens=3),
-    Muon(lr=0.02, beta1=0.8, beta2=0.97, eps=1e-9, weight_decay=0.05, momentum=0.9, adamw_rate=3.0),
+    Muon(lr=0.02, beta1=0.8, beta2=0.97, eps=1e-9, weight_decay=0.05, momentum=0.9),
     AdamW8(lr=0.02, beta1=0.8, beta2=0.97, eps=1e-9, weight_decay=0.05),
     ScheduleFreeAdamW(lr=0.02, beta1=0.8, beta2=0.97, eps=1e-9, weight_decay=0.05),
     Constant(warmup_tokens=64),

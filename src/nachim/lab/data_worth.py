@@ -23,7 +23,7 @@ from nachim.lab.recipe import Recipe
 from nachim.lab.size import anchored, chain_seconds, family_opt, span_of_shapes
 from nachim.lab.speed import measure_throughput
 from nachim.lab.store import finished, table_of
-from nachim.lab.study import ADAMW_RATE, BATCH_FACTOR, LR_FACTOR, PACE_SECONDS, View
+from nachim.lab.study import BATCH_FACTOR, LR_FACTOR, PACE_SECONDS, View
 from nachim.lab.work import MIXTURE, Place, open_batches
 from nachim.law import Observations, concat
 from nachim.law.compare import Worth, compare_all
@@ -144,7 +144,6 @@ class WorthStudy:
                 precision="bf16" if self.place.device == "cuda" else "fp32",
                 lr_factor=LR_FACTOR,
                 batch_factor=BATCH_FACTOR,
-                adamw_rate=ADAMW_RATE,
                 validation_tokens=VALIDATION_TOKENS,
                 seed=self.question.seed,
             )

@@ -47,7 +47,7 @@ class Recipe(Part):
     With an `anchor` they are those of its compute in every run, and from its tokens on the batch grows with the tokens
     seen: a run is then the beginning of any longer one, and small runs and their target follow one course. Without it
     they are those of the run's own compute. The batch is rounded to a power of two of sequences. Every model takes the
-    `parametrisation`, which makes one rate do for all shapes; what Muon leaves to AdamW, `adamw_rate` times it.
+    `parametrisation`, which makes one rate do for all shapes.
     """
 
     data: Data
@@ -58,13 +58,12 @@ class Recipe(Part):
     parametrisation: Parametrisation = later(Standard())
     warmup_steps: int = 64
     optimizer: Literal["muon", "adamw"] = "muon"
-    adamw_rate: float = later(1.0)
     schedule: Literal["wsd", "cosine", "multistep"] = "wsd"
     validation_tokens: int = 131_072
     seed: int = 0
 
     def check(self) -> None:
-        self.require_positive("lr_factor", "batch_factor", "warmup_steps", "validation_tokens", "adamw_rate")
+        self.require_positive("lr_factor", "batch_factor", "warmup_steps", "validation_tokens")
 
     @property
     def transfer(self) -> Transfer:
@@ -97,7 +96,6 @@ class Recipe(Part):
         batch = self.batch_tokens(flops)
         steps = max(2, round(tokens / batch))
         warmup = min(self.warmup_steps, steps // 4) * batch
-        lr = self.lr(flops)
         courses = {
             "wsd": WSD(warmup_tokens=warmup),
             "cosine": Cosine(warmup_tokens=warmup),
@@ -106,7 +104,7 @@ class Recipe(Part):
         train = Train(
             tokens=steps * batch,
             batch_tokens=batch,
-            optimizer=Muon(lr=lr, adamw_rate=self.adamw_rate) if self.optimizer == "muon" else AdamW(lr=lr),
+            optimizer={"muon": Muon, "adamw": AdamW}[self.optimizer](lr=self.lr(flops)),
             schedule=courses[self.schedule],
             growth=self._growth(),
             precision=self.precision,

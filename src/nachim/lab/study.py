@@ -36,6 +36,7 @@ from nachim.spec import Data, Machine, Part, Run, UserError, diff
 from nachim.spec.disk import locked, write_text
 from nachim.train.loop import Watch
 from nachim.train.machine import measure_machine
+from nachim.train.rates import threads_given
 
 PACE_WIDTHS = (32, 48, 64, 96, 160)
 PACE_SECONDS = 0.7
@@ -43,11 +44,9 @@ TARGET_VALIDATIONS = 8
 FARTHEST = 14.0
 """A target is never more than this many times the ladder's top: time left over does not make a forecast bolder."""
 REPORT_SECONDS = 10.0
-LR_FACTOR, BATCH_FACTOR = 0.25, 0.2
-"""Where the sweeps of learning rate and batch begin, times DeepSeek's laws: Muon's best rate is about a quarter of
-AdamW's here, and small ladders do better with more, smaller steps."""
-ADAMW_RATE = 6.0
-"""Rate of embedding, head and gains over that of the matrices: with it curves have no onset (`ideas/onset.md`)."""
+LR_FACTOR, BATCH_FACTOR = 0.5, 0.2
+"""Where the sweeps of learning rate and batch begin, times DeepSeek's laws: Muon's best rate is about half of AdamW's
+here, and small ladders do better with more, smaller steps."""
 
 
 class Refused(UserError):
@@ -176,7 +175,6 @@ class Study:
             precision=machine.precision,
             lr_factor=LR_FACTOR,
             batch_factor=BATCH_FACTOR,
-            adamw_rate=ADAMW_RATE,
             seed=self.question.seed,
         )
 
@@ -196,7 +194,8 @@ class Study:
             workers = 1 if machine.device == "cuda" else machine.cores
             small = [recipe.run(model, 1e11, 1e6) for model in models]  # a ladder's batch, and most of its steps
             beside = measure_throughput(small, self.place(1), workers, PACE_SECONDS)
-            tries = [measure_throughput(runs[2:], self.place(n), 1, PACE_SECONDS) for n in sorted({1, machine.cores})]
+            counts = sorted({threads_given() or n for n in (1, machine.cores)})
+            tries = [measure_throughput(runs[2:], self.place(n), 1, PACE_SECONDS) for n in counts]
             alone = min(tries, key=lambda throughput: math.prod(throughput.seconds))
             pace = {"alone": alone.to_json(), "beside": beside.to_json(), "workers": workers}
             write_text(path, json.dumps(pace, indent=2) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nachim.spec.part import Part, later
+from nachim.spec.part import Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +41,12 @@ class Muon(AdamW):
 
     An update is scaled by 0.2 sqrt(max(rows, columns)), the root mean square of AdamW's (arXiv 2502.16982, eq. 4), so
     that one `lr` and one `weight_decay` serve both. Each block matrix keeps one momentum instead of two moments.
-    AdamW's parameters take `adamw_rate` times `lr`: embedding, head and gains want a higher one than the matrices.
     """
 
     momentum: float = 0.95
-    adamw_rate: float = later(1.0)
 
     def check(self) -> None:
         super().check()
-        self.require_positive("adamw_rate")
         if not 0 <= self.momentum < 1:
             self.refuse("momentum", f"is {self.momentum}; it must be at least 0 and below 1")
 

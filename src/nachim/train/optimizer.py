@@ -109,10 +109,7 @@ def _(part: Muon, weights: Mapping[str, Tensor], model: Decoder) -> Together:
     own = model.parametrisation.muon(model.d_model)
     muon = MuonOptimizer(list(matrices.values()), part.lr, part.momentum, part.weight_decay * own.weight_decay)
     muon.param_groups[0]["factor"] = own.lr
-    adamw = _adamw(part, rest, model)
-    for group in adamw.param_groups:
-        group["factor"] *= part.adamw_rate
-    return Together(muon=muon, adamw=adamw)
+    return Together(muon=muon, adamw=_adamw(part, rest, model))
 
 
 @build_optimizer.register
