@@ -37,6 +37,7 @@ from nachim.spec import UserError, plain
 
 END = "<|endoftext|>"
 TEXT_BYTES = 12_000_000
+KINDS = ("one", "masks", "alone")
 SCHEMA = {
     "type": "array",
     "items": {
@@ -109,35 +110,34 @@ def walked(case: dict[str, Any], name: str, tokenizer: Tokenizer, vocabulary: Vo
     found = {
         "name": name,
         "compile_us": micros(began),
-        "first": [],
-        "later": [],
-        "alone": [],
+        **{kind: [] for kind in KINDS},
         "accepts": [],
         "rejects": [],
         "wide": bool(grammar.valid),
     }
     for index, test in enumerate(case["tests"]):
         ids = tokenizer.encode(json.dumps(test["data"], ensure_ascii=False), add_special_tokens=False).ids
-        if accepted(ids, grammar, vocabulary, found, "later" if index else "first") != test["valid"]:
+        if accepted(ids, grammar, vocabulary, found) != test["valid"]:
             found["rejects" if test["valid"] else "accepts"].append(index)
     return found
 
 
-def accepted(
-    ids: list[int], grammar: Grammar, vocabulary: Vocabulary, times: dict[str, list[float]], kind: str
-) -> bool:
-    """Whether a text may be written token by token and end; the microseconds of ours and llguidance's own masks join
-    `times`, in turns, ours under `kind`."""
+def accepted(ids: list[int], grammar: Grammar, vocabulary: Vocabulary, times: dict[str, list[float]]) -> bool:
+    """Whether a text may be written token by token and end; the microseconds of each of `KINDS` join `times`, in turns.
+
+    Raises ValueError where one token is judged otherwise than by the mask.
+    """
     constraint, other = vocabulary.start(grammar), llguidance.LLMatcher(vocabulary.tokens, grammar.text, log_level=0)
     for position, token in enumerate((*ids, vocabulary.ends[0])):
-        for ours in (True, False) if position % 2 else (False, True):
+        told = {}
+        ways = {"one": lambda: constraint.allows(token), "masks": constraint.allowed, "alone": other.compute_bitmask}  # noqa: B023
+        for kind in KINDS if position % 2 else KINDS[::-1]:
             began = time.thread_time()
-            if ours:
-                allowed = constraint.allowed()
-            else:
-                other.compute_bitmask()
-            times[kind if ours else "alone"].append(micros(began))
-        if not allowed[token]:
+            told[kind] = ways[kind]()
+            times[kind].append(micros(began))
+        if told["one"] != bool(told["masks"][token]):
+            raise ValueError(f"token {token} is judged in two ways under {grammar.text[:200]}")
+        if not told["one"]:
             return False
         constraint.accept(token)
         other.consume_token(token)
@@ -171,8 +171,7 @@ def decoding(tokenizer: Tokenizer, vocabulary: Vocabulary, rounds: int) -> dict[
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts over all schemas, and times over all masks."""
     run = [one for one in results if "refused" not in one]
-    times = {kind: [us for one in run for us in one[kind]] for kind in ("first", "later", "alone")}
-    times["masks"] = times["first"] + times["later"]
+    times = {kind: [us for one in run for us in one[kind]] for kind in KINDS}
     whole = [one for one in run if not one["accepts"] and not one["rejects"]]
     why = Counter(
         one["refused"].removeprefix("the JSON schema cannot be enforced: ")[:60] for one in results if "refused" in one

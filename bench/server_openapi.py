@@ -26,6 +26,8 @@ from bench._chatty import checkpoint
 KEY = "a-key"
 CONTEXT = 64
 """Of the tiny model: an answer without a limit is to be short."""
+SAMPLES = 8
+"""At once: a request for 128 of them is refused, and need not be waited for."""
 
 
 def main() -> None:
@@ -34,12 +36,14 @@ def main() -> None:
     parser.add_argument("dir", nargs="?", type=Path, help="the model; a tiny one is made where none is given")
     parser.add_argument("--schemathesis", default="schemathesis", help="its command")
     parser.add_argument("--examples", type=int, default=100, help="of each kind of request to each path")
+    parser.add_argument("--phases", default="examples,coverage,fuzzing,stateful", help="of schemathesis")
     parser.add_argument("--seconds", type=int, help="of asking at least; else once through all")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = asked.dir or checkpoint(Path(made) / "tiny", context=CONTEXT)
         command = [str(Path(sys.executable).with_name("nachim")), "serve", str(folder), "--port", "0", "--name", "tiny"]
+        command += ["--samples", str(SAMPLES)]
         environment = {**os.environ, "NACHIM_API_KEY": KEY}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         try:
@@ -49,7 +53,8 @@ def main() -> None:
             run = [asked.schemathesis, "run", f"{said[0]}/openapi.json", "--header", f"Authorization: Bearer {KEY}"]
             run += ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--continue-on-failure"]
             run += ["--seed", str(asked.seed), "--max-examples", str(asked.examples), "--request-timeout", "300"]
-            run += ["--max-response-time", "300"]
+            run += ["--phases", asked.phases]
+            run += ["--max-response-time", "300", "--suppress-health-check", "too_slow"]
             run += [] if asked.seconds is None else ["--max-time", str(asked.seconds)]
             status = subprocess.run(run, check=False, cwd=made).returncode
             process.terminate()

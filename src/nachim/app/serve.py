@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 KEY = "NACHIM_API_KEY"
 """The environment variable that holds the key where none is given."""
-HUGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
-"""Has torch ask for large pages: the kernel has one to give in place of 512."""
 OWN = ("127.0.0.1", "::1", "localhost")
 """Addresses that only this machine can reach."""
 
@@ -86,7 +84,6 @@ def serve(
 
 def _opened(run: Path, name: str | None, chat_template: Path | None, options: dict[str, Any]) -> Served:
     """The model in `run`, with an engine of these options."""
-    os.environ.setdefault(*HUGE_PAGES)
     from nachim.infer.engine import Engine
     from nachim.infer.folder import files_of
 

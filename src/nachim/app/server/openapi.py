@@ -81,6 +81,7 @@ def document(name: str, locked: bool) -> dict[str, Any]:
         "paths": {path: {one.method: _operation(path, one, locked)} for path, one in PATHS.items()},
         "components": {"schemas": known},
     }
+    made["paths"]["/v1/models/{name}"]["get"]["parameters"][0]["example"] = name
     if locked:
         made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return made
