@@ -64,6 +64,32 @@ class Sample:
         return self.inputs[self.names.index("tokens")]
 
 
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """What is known of a point before any run: a normal distribution, independent in every coordinate.
+
+    `mean` and `sd` are (size,), the sd infinite where nothing is known. `unit` is what the square of one sd counts in
+    an objective (half of it, as for a residual): with Huber's loss a residual of the noise counts noise times delta.
+    """
+
+    mean: Array
+    sd: Array
+    unit: float
+
+    @property
+    def precision(self) -> Array:
+        """1 / sd², (size,)."""
+        return 1 / self.sd**2
+
+    def cost(self, z: Array) -> Array:
+        """What points `z` (..., size) add to an objective, (...)."""
+        return np.asarray(0.5 * self.unit * ((z - self.mean) ** 2 * self.precision).sum(axis=-1))
+
+    def slope(self, z: Array) -> Array:
+        """Its derivative, (..., size)."""
+        return np.asarray(self.unit * (z - self.mean) * self.precision)
+
+
 class Law(ABC):
     """A loss surface over columns of a table of runs.
 
@@ -71,7 +97,7 @@ class Law(ABC):
     scale (N or M), the rest are columns of the table. Each is divided by its geometric mean, unless `unit_of` says
     otherwise: by a number, or by the unit of another input where only their ratio has a meaning. `levels` is how
     many distinct values of an input the law needs (3 by default). `low` and `high` bound the point; `likely` is the
-    part of that box from which starts are drawn.
+    part of that box from which starts are drawn. A `prior` counts in every fit.
     """
 
     name: ClassVar[str]
@@ -84,6 +110,12 @@ class Law(ABC):
     unit_of: ClassVar[Mapping[str, float | str]] = {}
     levels: ClassVar[Mapping[str, int]] = {}
     likely: ClassVar[tuple[Array, Array] | None] = None
+    prior: Prior | None = None
+
+    def informed(self, noise: float) -> Law:
+        """The law with what is known of its coefficients, for runs of `noise` (standard deviation of log loss); itself
+        where nothing is."""
+        return self
 
     @property
     def size(self) -> int:

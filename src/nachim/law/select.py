@@ -95,7 +95,8 @@ def look(law: Law, sample: Sample, weights: Array, points: Array, noise: float, 
     found = [noise_under(sample.log_loss - v, w, law.size) for v, w in zip(value, weights, strict=True)]
     sd = np.maximum([each[0] for each in found], max(noise, 1e-7))
     scaled = slope * np.sqrt(weights)[:, None, :] / sd[:, None, None]
-    information = scaled @ scaled.swapaxes(1, 2) + np.eye(law.size)
+    loose = np.eye(law.size) if law.prior is None else np.eye(law.size) + np.diag(law.prior.precision)
+    information = scaled @ scaled.swapaxes(1, 2) + loose
     return Views(
         law, sample.units, points, np.linalg.inv(information), sd, np.array([each[1] for each in found]), depth
     )

@@ -33,7 +33,7 @@ def minimise(
     delta: float = DELTA,
     steps: int = 15,
 ) -> tuple[Array, Array]:
-    """Minimise the weighted sum of Huber losses of log residuals, one fit a row.
+    """Minimise the weighted sum of Huber losses of log residuals, and the law's prior, one fit a row.
 
     `inputs` are the normalised logs that the law reads, each (n,); `target` (rows, n) is log loss, `weight`
     (rows, n), `start` (rows, size). Returns the points (rows, size) and their objectives (rows,).
@@ -73,7 +73,8 @@ def _minimise(
 
 
 def _cost(law: Law, inputs: tuple[Array, ...], y: Array, w: Array, z: Array, delta: float) -> Array:
-    return (w * huber(law.value(z, *inputs) - y, delta)).sum(axis=-1)
+    misfit = (w * huber(law.value(z, *inputs) - y, delta)).sum(axis=-1)
+    return misfit if law.prior is None else misfit + law.prior.cost(z)
 
 
 def stationarity(
@@ -103,6 +104,10 @@ def _system(
     safe, exact = both[:, : law.size], both[:, law.size :]
     if curvature is not None:
         exact = exact + curvature(pull)
+    if law.prior is not None:
+        gradient = gradient + law.prior.slope(z)
+        bend = law.prior.unit * np.diag(law.prior.precision)
+        safe, exact = safe + bend, exact + bend
     held = ((z <= law.low) & (gradient > 0)) | ((z >= law.high) & (gradient < 0))
     gradient = np.where(held, 0.0, gradient)
     return gradient, held, exact, safe

@@ -239,6 +239,8 @@ def study(
     """
     scale = scale or obs.scales[0]
     laws, samples = _determined(obs, law, scale)
+    if noise:
+        laws = {each: one.informed(max(noise, _misfit(fit(obs, one, scale)))) for each, one in laws.items()}
     rollouts = roll(laws, samples, obs.flops, noise or 0.0)
     if not len(rollouts.cuts):
         laws = {each: one for each, one in laws.items() if each not in LARGER or each == law}
@@ -258,7 +260,7 @@ def study(
         each: bootstrap(one.law, one.sample, one.point[None], one.sample.weight[None], count, rng)[0]
         for each, one in fits.items()
     }
-    rms = noise_sd(fits[name].residuals[fits[name].sample.weight > 0], laws[name].size)
+    rms = _misfit(fits[name])
     scores, trust = rollout_scores(rollouts, lead, shares)
     factor = conformal_factor(scores, trust)
     run_noise = float(sum(share @ views[each].noise for each, share in lead.items()))
@@ -296,6 +298,11 @@ def _determined(obs: Observations, law: str, scale: Scale) -> tuple[dict[str, La
     if not laws:
         raise UserError(str(next(iter(reasons.values()))))
     return laws, {name: samples[name] for name in laws}
+
+
+def _misfit(one: Fit) -> float:
+    """Root mean square of the residuals of runs that count, in log units."""
+    return noise_sd(one.residuals[one.sample.weight > 0], one.law.size)
 
 
 def _views(one: Fit, flops: Array, noise: float) -> Views:

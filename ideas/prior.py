@@ -1,0 +1,108 @@
+"""What a prior on the laws' coefficients does to forecasts: python ideas/prior.py [--worlds 40]
+
+Prints, for every study kept in ideas/, the forecast of its target with the prior (as ladders are read) and without it,
+and by how much the measured loss missed each. Then the same for made-up ladders with the shapes and tokens of one of
+them, whose truth is drawn evenly over a range as wide as the prior, and not around its middle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from nachim.lab.store import run_noise
+from nachim.law import Observations, read, study
+from nachim.law.onset import weighed
+from nachim.spec import Run
+
+IDEAS = Path(__file__).parent
+MADE_UP = IDEAS / "prior" / "10min-s0"
+RUN_NOISE, SHAPE_NOISE = 0.008, 0.004
+"""Standard deviations of log loss between runs, and between shapes, of made-up ladders."""
+
+
+def target(folder: Path) -> Run:
+    """The run that the study in `folder` forecast."""
+    return Run.from_json(json.loads((folder / "forecast.json").read_text())["run"])
+
+
+def sealed(console: Console) -> None:
+    """The table of studies."""
+    table = Table("study", "with the prior (90 %)", "error", "without (90 %)", "error")
+    errors: dict[bool, list[float]] = {True: [], False: []}
+    for folder in sorted(path.parent for path in IDEAS.glob("**/observations.csv")):
+        run, measured = target(folder), json.loads((folder / "verdict.json").read_text())["measured"]
+        observed = read(folder / "observations.csv")
+        obs = weighed(dataclasses.replace(observed, weight=np.ones(len(observed))))
+        cells = []
+        for known in (True, False):
+            reading = study(obs, noise=run_noise(obs) if known else None)
+            bpb, low, high = reading.predict(x=run.flops_per_token, tokens=run.train.tokens)
+            errors[known].append(100 * (measured / float(bpb) - 1))
+            outside = "" if low <= measured <= high else ", outside"
+            cells += [f"{bpb:.4f} ({low:.3f}-{high:.3f})", f"{errors[known][-1]:+.2f} %{outside}"]
+        table.add_row(str(folder.relative_to(IDEAS)), *cells)
+    means = [f"{np.sqrt(np.mean(np.square(errors[known]))):.2f} %" for known in (True, False)]
+    table.add_row("root mean square", "", means[0], "", means[1])
+    console.print(table)
+
+
+def world(obs: Observations, rng: np.random.Generator, x: float, tokens: float) -> tuple[Observations, float]:
+    """`obs` with losses of a surface drawn at random and noise, and what one run on it at `x` and `tokens` measures."""
+    alpha, beta, floor, share = (rng.uniform(*ends) for ends in ((0.25, 0.75), (0.22, 0.5), (0.3, 1.3), (0.3, 0.7)))
+    k = np.exp(rng.normal(0, 0.3))
+    scale = obs.x("flops_per_token")
+    middle = [np.exp(np.log(column).mean()) for column in (scale, obs.tokens)]
+
+    def surface(x: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
+        by_x = share * (np.asarray(x) / middle[0]) ** (-alpha / k)
+        return np.asarray(floor + (2 - floor) * (by_x + (1 - share) * (tokens / middle[1]) ** (-beta / k)) ** k)
+
+    shapes, place = np.unique(scale, return_inverse=True)
+    off = rng.normal(0, RUN_NOISE, len(scale)) + rng.normal(0, SHAPE_NOISE, len(shapes))[place]
+    made = dataclasses.replace(obs, loss=surface(scale, obs.tokens) * np.exp(off), weight=np.ones(len(scale)))
+    return made, float(surface(x, tokens) * np.exp(rng.normal(0, np.hypot(RUN_NOISE, SHAPE_NOISE))))
+
+
+def made_up(console: Console, worlds: int) -> None:
+    """The table of made-up ladders."""
+    run, obs, rng = target(MADE_UP), read(MADE_UP / "observations.csv"), np.random.default_rng(0)
+    found: dict[bool, list[tuple[float, bool, float]]] = {True: [], False: []}
+    for _ in range(worlds):
+        made, truth = world(obs, rng, run.flops_per_token, run.train.tokens)
+        for known in (True, False):
+            reading = study(made, noise=RUN_NOISE if known else None)
+            bpb, low, high = (float(each) for each in reading.predict(x=run.flops_per_token, tokens=run.train.tokens))
+            found[known].append((100 * (truth / bpb - 1), low <= truth <= high, 100 * (high / bpb - 1)))
+    table = Table(f"{worlds} made-up ladders", "error, rms", "median size", "mean", "coverage of 90 %", "half-width")
+    for known, name in ((True, "with the prior"), (False, "without")):
+        error, inside, width = np.array(found[known]).T
+        table.add_row(
+            name,
+            f"{np.sqrt((error**2).mean()):.2f} %",
+            f"{np.median(np.abs(error)):.2f} %",
+            f"{error.mean():+.2f} %",
+            f"{100 * inside.mean():.0f} %",
+            f"{np.median(width):.1f} %",
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worlds", type=int, default=40)
+    worlds = parser.parse_args().worlds
+    console = Console(width=130)
+    sealed(console)
+    made_up(console, worlds)
+
+
+if __name__ == "__main__":
+    main()
