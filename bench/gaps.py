@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 taskset -c 1 python bench/gaps.py [--width 256] [--layers 4] [--json]
 
 Random weights of a Llama shape. Sixteen requests generate while prompts of 4,096 tokens arrive: the CPU seconds between
-two tokens of a request, with the blocks that are read beside generating sequences unlimited (but for the budget) and
-limited to one; the first token with and without a prefix that was read before; a pass over eight sequences, by cache.
+two tokens of a request, with the blocks that are read beside generating sequences unlimited (but for the budget),
+limited to one, and to as many layers of one as the time of the others allows; the first token with and without a prefix
+that was read before; a pass over eight sequences, by cache.
 Without a model: pages for 64 prompts of heavy-tailed lengths against what their tokens take, and the planner's bytes
 for one sequence of every kind of layer against the pages and states that it is given.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
@@ -24,6 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from nachim.infer import engine as engines
 from nachim.infer.engine import PAGE, Engine
 from nachim.infer.folder import Loaded
 from nachim.infer.request import Sampling
@@ -38,6 +41,8 @@ from nachim.spec.cached import BLOCK, Cached
 LONG, RUNNING, TOKENS = 4096, 16, 300
 """Tokens of the prompts that arrive, requests that generate, and tokens of each of these."""
 CACHES: tuple[Cached | None, ...] = (None, "int8", "int4")
+WAYS = (("as many as fit", 10**6, math.inf), ("one", 1, math.inf), ("as time allows", 1, engines.SHARE))
+"""Blocks that are read beside generating requests, and the share of their time: the last is what an engine does."""
 
 
 def shape(width: int, layers: int) -> Decoder:
@@ -54,8 +59,12 @@ def drawn(spec: Decoder) -> Loaded:
     return Loaded(model.eval(), None, frozenset(), None)
 
 
-def gaps(loaded: Loaded, beside: int, every: int) -> dict[str, float]:
-    """Seconds between tokens of requests that generate, while a long prompt arrives every so many passes."""
+def gaps(loaded: Loaded, beside: int, share: float, every: int) -> dict[str, float]:
+    """Seconds between tokens of requests that generate, while a long prompt arrives every so many passes.
+
+    Beside them `beside` blocks are read in a pass, for `share` of the time that they took.
+    """
+    engines.SHARE = share
     draw = random.Random(1)
     engine = Engine(loaded, prefixes=False, cache_tokens=32_768, context=8192)
     engine.scheduler.beside = beside
@@ -213,9 +222,9 @@ def main() -> None:
     options = parser.parse_args()
     loaded = drawn(shape(options.width, options.layers))
     rows = {
-        f"every {every} passes, {'one' if beside == 1 else 'as many as fit'}": gaps(loaded, beside, every)
+        f"every {every} passes, {name}": gaps(loaded, beside, share, every)
         for every in (70, 140)
-        for beside in (10**6, 1)
+        for name, beside, share in WAYS
     }
     told = {
         "load": os.getloadavg()[0],
