@@ -58,7 +58,15 @@ def test_whoever_goes_has_a_keeper_that_stays(cleaned, rows):
         assert jaccard(by_id[name], by_id[keeper]) == pytest.approx(float(told), abs=1e-3)
     assert ledger.facts["clusters"] == 8
     assert ledger.facts["clusters_by_size"] == {"2": 4, "3": 4}
-    assert ledger.facts["largest"][0]["rows"] == 3
+    largest = ledger.facts["largest"][0]
+    assert largest["rows"] == 3
+    (whole,) = (row["text"].encode() for row in rows if row["id"] == largest["keeper"])
+    assert largest["excerpt"] == whole[:200].decode(errors="ignore")
+
+
+def test_an_excerpt_ends_with_its_text(cleaned, text):
+    ledger, _, _ = cleaned([{"id": i, "text": text(i % 3, 6)} for i in range(6)], Deduplicate())
+    assert [one["excerpt"] for one in ledger.facts["largest"]] == [text(i, 6) for i in range(3)]
 
 
 def test_shards_do_not_show(cleaned, rows):
