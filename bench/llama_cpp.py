@@ -5,8 +5,8 @@
 
 For each family a small random model of transformers is taken in, given out as GGUF in fp32, and read by llama.cpp;
 three prompts of 40 tokens are read by both. Printed: the largest difference of a log-probability over the vocabulary,
-and how far apart the log-probabilities are. llama.cpp computes GELU from a table in fp16: of the families that have it,
-Gemma, GPT-2, BLOOM and StarCoder2, that difference is left.
+and how far apart the log-probabilities are. llama.cpp computes GELU from a table in fp16, and its approximation where
+the family has the exact one: of Gemma, GPT-2, BLOOM, StarCoder2, Falcon, GPT-NeoX and MPT that difference is left.
 """
 
 from __future__ import annotations

@@ -98,7 +98,8 @@ def exported_gguf(run: Path, out: Path) -> dict[str, Any]:
 
     decoder, source, low = low_of_run(run) if is_quantized(run) else (*folded(*open_run(run)), None)
     family, config = config_of(run, decoder)
-    context = config.get("max_position_embeddings") or config.get("n_positions") or CONTEXT
+    lengths = (config.get(name) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    context = next(filter(None, lengths), CONTEXT)
     arch = arch_of(family.model_type, decoder, context)
     tokens = tokens_of(run, config, decoder.vocab_size)
     with new_folder(out) as folder:

@@ -16,14 +16,17 @@ from transformers import (
     CohereConfig,
     DeepseekV2Config,
     DeepseekV3Config,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     JambaConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
     MixtralConfig,
+    MptConfig,
     Olmo2Config,
     Phi3Config,
     Qwen2Config,
@@ -51,6 +54,7 @@ GROUPED = {"num_key_value_heads": 2}
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0], "rope_theta": 1e4}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
 YARN |= {"mscale": 0.7, "mscale_all_dim": 0.7}
+FALCON = {key: value for key, value in SMALL.items() if key != "intermediate_size"}
 CONFIGS = {
     "llama": LlamaConfig(**SMALL, **GROUPED, attention_bias=True, mlp_bias=True, rope_parameters=LLAMA3),
     "tied llama": LlamaConfig(
@@ -72,6 +76,11 @@ CONFIGS = {
     ),
     "cohere": CohereConfig(**SMALL, **GROUPED, pad_token_id=0),
     "bloom": BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4),
+    "falcon": FalconConfig(**FALCON),
+    "new falcon": FalconConfig(**FALCON, new_decoder_architecture=True, num_kv_heads=2, ffn_hidden_size=48),
+    "gpt_neox": GPTNeoXConfig(**SMALL),
+    "sequential gpt_neox": GPTNeoXConfig(**SMALL, use_parallel_residual=False, tie_word_embeddings=True),
+    "mpt": MptConfig(vocab_size=40, d_model=36, n_layers=2, n_heads=6, max_seq_len=64),
     "qwen2_moe": Qwen2MoeConfig(
         **SMALL, **GROUPED, num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=32
     ),
@@ -258,6 +267,25 @@ def test_what_the_file_tells_of_states_and_latents(name, said, tmp_path):
         torch.testing.assert_close(found["blk.0.ssm_a"], rate.view(found["blk.0.ssm_a"].shape))
 
 
+def test_what_the_file_tells_of_falcon_neox_and_mpt(tmp_path):
+    facts, found = {}, {}
+    for name in ("new falcon", "falcon", "gpt_neox", "sequential gpt_neox", "mpt"):
+        model_type, decoder = spec_of(name)
+        source, path = stored(decoder, tmp_path, torch.float32), tmp_path / f"{name}.gguf"
+        write_gguf(path, arch_of(model_type, decoder, 64), decoder, source, 64, {})
+        facts[name], found[name] = read(path)
+        if name == "new falcon":  # the norm that llama.cpp gives to attention is called the second
+            assert torch.equal(found[name]["blk.1.attn_norm_2.weight"], source["blocks.1.attention_norm.weight"])
+            assert torch.equal(found[name]["blk.1.attn_norm.bias"], source["blocks.1.ffn_norm.bias"])
+    assert not any("attn_norm_2" in key for key in found["falcon"])
+    assert facts["falcon"]["falcon.attention.head_count_kv"] == 1
+    assert "output.weight" not in found["falcon"] and "output.weight" in found["sequential gpt_neox"]
+    assert facts["gpt_neox"]["gptneox.use_parallel_residual"]
+    assert not facts["sequential gpt_neox"]["gptneox.use_parallel_residual"]
+    assert facts["gpt_neox"]["gptneox.rope.dimension_count"] == 2
+    assert facts["mpt"]["mpt.attention.max_alibi_bias"] == 8.0
+
+
 def test_what_the_file_tells_of_gemma_and_phi(tmp_path):
     _, decoder = spec_of("gemma2")
     write_gguf(
@@ -297,6 +325,12 @@ def test_what_the_file_tells_of_gemma_and_phi(tmp_path):
         ("smollm3", {"no_rope_layers": [1, 1, 1, 1]}, "layer 3 has the positions RoPE"),
         ("cohere", {"tie_word_embeddings": False}, "the head is not the embedding"),
         ("starcoder2", {"hidden_act": "gelu"}, "the feed-forward is MLP"),
+        ("falcon", {"parallel_attn": False}, "the residual is PreNorm"),
+        ("falcon", {"alibi": True}, "the position is ALiBi"),
+        ("falcon", {"bias": True}, "the feed-forward is MLP"),
+        ("gpt_neox", {"attention_bias": False}, "attention.bias is 'none'"),
+        ("gpt_neox", {"hidden_act": "relu"}, "the feed-forward is MLP"),
+        ("mpt", {"attn_config": {"alibi": True, "softmax_scale": 0.3}}, "attention.scale is 0.3"),
         ("qwen2_moe", {"norm_topk_prob": True}, "the feed-forward is MoE"),
         ("qwen3_moe", {"norm_topk_prob": False}, "the feed-forward is MoE"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "the feed-forward is SwiGLU"),
@@ -328,5 +362,5 @@ def test_a_window_as_long_as_the_context_is_none():
 
 
 def test_a_family_without_an_architecture_is_refused():
-    with pytest.raises(UserError, match="no GGUF file is written for mpt models; known: bloom, "):
-        arch_of("mpt", spec_of("llama")[1], 64)
+    with pytest.raises(UserError, match="no GGUF file is written for gpt_oss models; known: bloom, "):
+        arch_of("gpt_oss", spec_of("llama")[1], 64)

@@ -157,16 +157,17 @@ def llama_rules(decoder: Decoder) -> Iterator[Rule]:
 def fused_rules(decoder: Decoder) -> Iterator[Rule]:
     """Queries, keys and values in one matrix, and a feed-forward of two."""
 
-    def block_rules(block: Block) -> Iterator[Rule]:
-        part, up = block.mixer, "ffn.up" if isinstance(block.ffn, MLP) else "ffn.gate_up"
-        yield from norms(decoder)
-        yield from module("attention.qkv", name_of(T.ATTN_QKV), bias=part.bias != "none")
-        yield from module("attention.out", name_of(T.ATTN_OUT), bias=part.bias == "all")
-        yield from module(up, name_of(T.FFN_UP), bias=block.ffn.bias)
-        yield from module("ffn.down", name_of(T.FFN_DOWN), bias=block.ffn.bias)
-
     yield from outer(decoder)
-    yield from layers(decoder, "blk.{}.", block_rules)
+    yield from layers(decoder, "blk.{}.", lambda block: (*norms(decoder), *fused(block)))
+
+
+def fused(block: Block) -> Iterator[Rule]:
+    """The matrices of a block: one for queries, keys and values, one to leave attention, two of the feed-forward."""
+    part, up = block.mixer, "ffn.up" if isinstance(block.ffn, MLP) else "ffn.gate_up"
+    yield from module("attention.qkv", name_of(T.ATTN_QKV), bias=part.bias != "none")
+    yield from module("attention.out", name_of(T.ATTN_OUT), bias=part.bias == "all")
+    yield from module(up, name_of(T.FFN_UP), bias=block.ffn.bias)
+    yield from module("ffn.down", name_of(T.FFN_DOWN), bias=block.ffn.bias)
 
 
 def silu(ffn: FFN) -> FFN:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from gguf import MODEL_ARCH_NAMES
 
-from nachim.model.hf import gguf_archs, gguf_latent, gguf_state
+from nachim.model.hf import gguf_archs, gguf_gelu, gguf_latent, gguf_state
 from nachim.model.hf.gguf_archs import Arch, attention_unfit
 from nachim.spec import Decoder, UserError
 
-ARCHS = gguf_archs.ARCHS | gguf_state.ARCHS | gguf_latent.ARCHS
+ARCHS = gguf_archs.ARCHS | gguf_gelu.ARCHS | gguf_state.ARCHS | gguf_latent.ARCHS
 """The architecture of each Hugging Face family that llama.cpp has and this writes."""
 
 
