@@ -233,14 +233,12 @@ def study(
     """Read a table of runs: choose a law ("auto": least rollout error) or take the named one, and fit it.
 
     `scale` defaults to `flops_per_token` where that column is present, else `params`. `noise` is the standard
-    deviation of log loss between equal runs with other seeds, where it was measured; the residuals' own
-    is used when larger. `draws` is how many refits the intervals come from, by default 200 (fewer for very large
-    tables). Raises UserError when the runs determine no law, or not the one named.
+    deviation of log loss between equal runs with other seeds, where it was measured: the residuals' own
+    is used when larger, and the laws have a prior (`Law.informed`). `draws` is how many refits the intervals come from,
+    by default 200 (fewer for very large tables). Raises UserError when the runs determine no law, or not the one named.
     """
     scale = scale or obs.scales[0]
-    laws, samples = _determined(obs, law, scale)
-    if noise:
-        laws = {each: one.informed(max(noise, _misfit(fit(obs, one, scale)))) for each, one in laws.items()}
+    laws, samples = _determined(obs, law, scale, noise)
     rollouts = roll(laws, samples, obs.flops, noise or 0.0)
     if not len(rollouts.cuts):
         laws = {each: one for each, one in laws.items() if each not in LARGER or each == law}
@@ -285,8 +283,11 @@ def study(
     )
 
 
-def _determined(obs: Observations, law: str, scale: Scale) -> tuple[dict[str, Law], dict[str, Sample]]:
-    """The laws that the runs determine, the one named among them, and the runs as each sees them."""
+def _determined(
+    obs: Observations, law: str, scale: Scale, noise: float | None
+) -> tuple[dict[str, Law], dict[str, Sample]]:
+    """The laws that the runs determine, the one named among them, and the runs as each sees them; with what is known of
+    the laws beforehand where the `noise` of a run was measured."""
     asked = {} if law == "auto" else {law: law_named(law)}
     many = (obs.weight > 0).sum()
     tried = LAWS | {name: one for name, one in LARGER.items() if many >= RUNS_EACH * one.size} | asked
@@ -297,6 +298,8 @@ def _determined(obs: Observations, law: str, scale: Scale) -> tuple[dict[str, La
     laws = {name: one for name, one in tried.items() if not reasons[name]}
     if not laws:
         raise UserError(str(next(iter(reasons.values()))))
+    if noise:
+        laws = {name: one.informed(max(noise, _misfit(fit(obs, one, scale)))) for name, one in laws.items()}
     return laws, {name: samples[name] for name in laws}
 
 
