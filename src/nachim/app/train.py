@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json as jsonlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +17,9 @@ from nachim.spec import Activations, Machine, Run, UserError
 
 if TYPE_CHECKING:
     from nachim.train.onlooker import Onlooker
+
+SECONDS = 1.0
+"""How long steps are tried on one thread and on all."""
 
 
 def train(
@@ -83,8 +85,8 @@ def _train_file(
     if out is None and not source.is_dir():
         raise UserError(f"say where to train {source}: add --out DIR")
     folder, onlookers = out or source, _onlookers(statistics, profile, view)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    threads = _threads(run, folder, view, device)
     place = Place(cache=CACHE, device=device, threads=threads, activations=activations)
     live = LiveRun(view.console, _machine(folder, view, place.device), threads)
 
@@ -101,6 +103,20 @@ def _train_file(
     except Stopped as stopped:
         view.say(str(stopped))
         return {"stopped_at": stopped.step, "steps": run.train.steps}
+
+
+def _threads(run: Run, out: Path, view: TerminalView, device: str) -> int:
+    """As many as were asked for, else those that steps are fastest on; over and done runs need none."""
+    from nachim.lab.speed import fastest_threads
+    from nachim.train.rates import cores, threads_given
+
+    given = threads_given()
+    if given is not None:
+        return given
+    if device != "cpu" or (out / "result.json").exists():
+        return cores()
+    view.stage("speed")
+    return fastest_threads(run, SECONDS)
 
 
 def _machine(out: Path, view: TerminalView, device: str) -> Machine | None:

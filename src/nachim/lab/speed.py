@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import multiprocessing
 import statistics
@@ -22,7 +23,7 @@ from nachim.model import build
 from nachim.model.decoder import initialise
 from nachim.spec import BPE, WSD, AdamW, AdamW8, Data, Muon, Run, ScheduleFreeAdamW, Train
 from nachim.train.guard import Guard
-from nachim.train.rates import on_threads
+from nachim.train.rates import cores, on_threads
 from nachim.train.step import Stepper, StepStats
 
 WARM_STEPS = 2
@@ -43,6 +44,8 @@ STEP_POINTS: tuple[tuple[int, int, int, Optimizer, int], ...] = (
     (256, 2048, 128, "adamw", 512),
 )
 """Widths of the family, tokens of a batch, lengths, optimizers and vocabularies that tell the works of a step apart."""
+LARGE = 1e11
+"""FLOP of a pass that every core shortens: about a second of one core."""
 
 
 def measure_throughput(runs: Sequence[Run], place: Place, workers: int, seconds: float) -> Throughput:
@@ -99,6 +102,25 @@ def timed(step: Callable[[], object]) -> float:
     began = time.perf_counter()
     step()
     return time.perf_counter() - began
+
+
+def fastest_threads(run: Run, seconds: float) -> int:
+    """One thread of this CPU or as many as it has cores: on whichever real steps of `run`, in turns, are the faster.
+
+    About `seconds` are spent on it, none where a pass is `LARGE`.
+    """
+    tokens = run.train.micro_batch_tokens or run.train.batch_tokens
+    if cores() == 1 or tokens * (run.flops_per_token + run.model.head_flops_per_token) > LARGE:
+        return cores()
+    step = stepping(run, "cpu")
+
+    def on(count: int) -> None:
+        with on_threads(count):
+            step()
+
+    counts = (1, cores())
+    times = step_seconds([functools.partial(on, count) for count in counts], seconds)
+    return min(zip(counts, times, strict=True), key=lambda pair: min(pair[1]))[0]
 
 
 def measure_step_cost(threads: int, seconds: float) -> StepCost:

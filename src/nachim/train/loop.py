@@ -20,6 +20,7 @@ from nachim.spec.disk import locked, write_text
 from nachim.train import checkpoint, manifest, metrics
 from nachim.train.checkpoint import Progress
 from nachim.train.ewc import Penalty
+from nachim.train.exact import products_are_even
 from nachim.train.guard import Fault, Guard
 from nachim.train.heartbeat import Heartbeat, Journal, pulse
 from nachim.train.manifest import Damaged
@@ -140,6 +141,11 @@ class _Sitting:
                 f"going on from {begin.name if begin else 'the start'}"
             )
         self._open(begin)
+        if self.stage.device == "cpu" and not products_are_even():
+            self.journal.note(
+                f"products add up in another order on {torch.get_num_threads()} threads than on one here: the weights "
+                "depend on the number of threads"
+            )
         if begin and begin.parent == self.root:
             self.saved = self.progress.step
 

@@ -20,6 +20,8 @@ LONGEST = 0.25
 """A single multiplication that would take longer, seconds, is not measured, unless it is the smallest."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
+GIVEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables that tell torch how many threads to take."""
 LARGEST_ARRAY = 2**30
 """Bytes of the largest array whose streaming is timed."""
 Work = Callable[[], object]
@@ -30,6 +32,11 @@ Product = tuple[int, int, int]
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_given() -> int | None:
+    """Threads of torch where whoever started this process said how many (`GIVEN`); None where nobody did."""
+    return torch.get_num_threads() if any(os.environ.get(name) for name in GIVEN) else None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from nachim.model import DecoderModule
 from nachim.model.router import RouterModule
 from nachim.spec import Run
 from nachim.train.ewc import Penalty
+from nachim.train.exact import even_norms
 from nachim.train.guard import Guard
 from nachim.train.noise import NoiseScale, squared
 from nachim.train.optimizer import build_optimizer, check_owners
@@ -51,6 +52,7 @@ class Stepper:
     def __init__(self, run: Run, model: nn.Module, loss: LossFn, penalty: Penalty | None = None) -> None:
         self.run, self.model, self.loss, self.penalty = run, model, loss, penalty
         train = run.train
+        even_norms(model)
         self.masters = Masters(model, train.precision, apart=train.optimizer.looks_ahead)
         self.optimizer = build_optimizer(train.optimizer, self.masters.named(), run.model)
         check_owners(self.optimizer, self.masters.named())
