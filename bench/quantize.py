@@ -1,7 +1,7 @@
 """What few bits save and cost when a model is served: generated tokens a second, prompts read, bytes in memory.
 
     OMP_NUM_THREADS=1 taskset -c 1 python bench/quantize.py [--rounds 3] [--width 960] [--layers 8] [--json]
-    OMP_NUM_THREADS=1 taskset -c 1 python bench/quantize.py --kernels    # products by one matrix of 2,560 x 960 alone
+    OMP_NUM_THREADS=1 taskset -c 1 python bench/quantize.py --kernels    # products by matrices of 5,120 x 960 alone
 
 Random weights of a Llama shape with a vocabulary of 8,192, tied. Each side is an engine on the same checkpoint: fp32,
 bf16, int8, int4 in groups of 64 and NF4 (activations in bf16), and transformers in bf16. One request of 32 + 32 tokens,
@@ -23,17 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nachim.infer.engine import Engine
 from nachim.infer.folder import opened
+from nachim.infer.invariant import Reordered
 from nachim.infer.quantize.rounding import chosen, rounded
 from nachim.model.decoder import tensors
+from nachim.model.kernels import DenseKernel
 from nachim.model.quantized import store
 from nachim.model.quantized.grid import nearest
-from nachim.model.quantized.linear import LowBitLinear
+from nachim.model.quantized.linear import Int4Kernel, LowBitLinear
 from nachim.spec import NF4, Int4, Int8
 from nachim.spec.quantize import Scheme
 
@@ -119,28 +122,35 @@ def measured(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, float]]
     return found
 
 
-def kernels(rounds: int = 9) -> dict[str, dict[int, float]]:
-    """Median CPU milliseconds of a product by a matrix [2560, 960] for 1, 8 and 64 rows, interleaved."""
-    weight = torch.randn(2560, 960)
-    layers: dict[str, tuple[Callable[[torch.Tensor], Any], torch.dtype]] = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        ready = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
-        product = torch.ops.mkldnn._linear_pointwise.default
-        layers[f"{name} dense, packed"] = (lambda x, r=ready, p=product: p(x, r, None, "none", [], ""), dtype)
-    for name, scheme in SCHEMES.items():
-        for dtype in (torch.bfloat16, torch.float32):
-            layers[f"{name}, {str(dtype)[6:]}"] = (LowBitLinear(nearest(weight, scheme), None, dtype), dtype)
-    found: dict[str, dict[int, float]] = {name: {} for name in layers}
+def products(weight: torch.Tensor) -> dict[str, Callable[[torch.Tensor], Any]]:
+    """Ways to multiply by a matrix; all but the first are of bf16."""
+    half, coded = weight.bfloat16(), {name: nearest(weight, scheme) for name, scheme in SCHEMES.items()}
+    found: dict[str, Callable[[torch.Tensor], Any]] = {
+        "fp32, packed by oneDNN": Reordered(weight),
+        "torch's": lambda x: F.linear(x, half),
+        "packed by oneDNN": Reordered(half),
+        **{name: LowBitLinear(one, None, torch.bfloat16) for name, one in coded.items()},
+        "int4, torch's": Int4Kernel(coded["int4"]),
+    }
+    return found | ({"ours": DenseKernel(half, 512)} if DenseKernel.takes(half) else {})
+
+
+def kernels(copies: int = 6, rounds: int = 5) -> dict[str, dict[int, float]]:
+    """Median CPU milliseconds of a product by a matrix [5120, 960] for 1, 8 and 64 rows, interleaved, each of several
+    copies in turn, so that none is found in a near cache."""
+    matrices = [products(torch.randn(5120, 960)) for _ in range(copies)]
+    found: dict[str, dict[int, float]] = {name: {} for name in matrices[0]}
     for rows in (1, 8, 64):
-        times: dict[str, list[float]] = {name: [] for name in layers}
+        times: dict[str, list[float]] = {name: [] for name in found}
         for _ in range(rounds + 1):
-            for name, (layer, dtype) in layers.items():
-                x = torch.randn(rows, 960).to(dtype)
+            for name, taken in times.items():
+                x = torch.randn(rows, 960).to(torch.float32 if "fp32" in name else torch.bfloat16)
                 begin = time.process_time()
-                layer(x)
-                times[name].append(1e3 * (time.process_time() - begin))
-        for name, each in times.items():
-            found[name][rows] = round(statistics.median(each), 3)
+                for each in matrices:
+                    each[name](x)
+                taken.append(1e3 * (time.process_time() - begin) / copies)
+        for name, taken in times.items():
+            found[name][rows] = round(statistics.median(taken[1:]), 3)
     return found
 
 
@@ -153,7 +163,8 @@ def main() -> None:
     parser.add_argument("--kernels", action="store_true")
     args = parser.parse_args()
     if args.kernels:
-        print(json.dumps(kernels(), indent=2))
+        with torch.inference_mode():
+            print(json.dumps(kernels(), indent=2))
         return
     with tempfile.TemporaryDirectory() as folder:
         sides, held = sides_of(args.width, args.layers, Path(folder))

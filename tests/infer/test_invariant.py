@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nachim.infer.invariant import FEW, Linears, Reordered, filled, steady
+from nachim.infer.invariant import FEW, Linears, Reordered, filled, normed, steady
 
 
 def test_oneDNN_is_given_few_numbers_of_rows():
@@ -43,3 +43,14 @@ def test_packed_layers_multiply_as_unpacked_ones(dtype, invariant):
         x_RD = torch.randn(rows, 1024).to(dtype)
         torch.testing.assert_close(product(x_RD), layer(x_RD))
         torch.testing.assert_close(linears(x_RD, layer.weight, layer.bias), layer(x_RD))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [24, 100, 960, 5000])
+def test_norms_are_torchs_bit_for_bit(dtype, width):
+    norm = nn.RMSNorm(width, eps=1e-5, dtype=dtype)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        for rows in (1, 7, 40):
+            x_RD = 3 * torch.randn(rows, width).to(dtype)
+            assert torch.equal(normed(norm)(x_RD), norm(x_RD))

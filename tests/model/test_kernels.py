@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from nachim.model import kernels
-from nachim.model.kernels import CodedKernel, DenseKernel
+from nachim.model.kernels import CodedKernel, DenseKernel, NormKernel
 from nachim.model.quantized.grid import nearest
 from nachim.model.quantized.linear import Int4Kernel, LowBitLinear, own
 from nachim.spec import NF4, Int4, UserError
@@ -64,6 +64,20 @@ def test_a_coded_product_is_that_of_what_codes_stand_for(scheme, outputs):
     torch.testing.assert_close(kernel(x).double(), x.double() @ decoded.double().T, rtol=ROUNDING, atol=atol)
     for rows in (*range(1, 10), 17):
         assert torch.equal(kernel(x[-rows:]), kernel(x)[-rows:])
+
+
+@needed
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [24, 100, 960])
+def test_a_norm_is_torchs_to_rounding_whatever_its_lanes(dtype, width):
+    norm = torch.nn.RMSNorm(width, eps=1e-5, dtype=dtype)
+    with torch.no_grad():
+        norm.weight.copy_(drawn(width))
+        x = drawn(5, 3, width, seed=1).to(dtype)
+        for lanes in (8, 16):
+            torch.testing.assert_close(NormKernel(norm, lanes)(x), norm(x))
+        across = x.transpose(0, 1)
+        assert torch.equal(NormKernel(norm, 8)(across), norm(across))
 
 
 @needed

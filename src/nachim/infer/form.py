@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nachim.infer.invariant import Invariant, Linears, even
+from nachim.infer.invariant import Invariant, Linears, even, normed
 from nachim.model import DecoderModule
 from nachim.model.attention import AttentionModule
 from nachim.model.block import BlockModule
@@ -85,6 +85,8 @@ class Form:
     def _twin(self, module: nn.Module) -> Any:
         if type(module) is nn.Linear:
             return self.linears.of(module)
+        if type(module) is nn.RMSNorm:
+            return normed(module)
         put = {name: self._twin(child) for name, child in module.named_children()}
         if self.even and type(module) in ACTIVE:
             put["activation"] = functools.partial(even, module.activation)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nachim.model.kernels import DenseKernel
+from nachim.model.kernels import DenseKernel, NormKernel, library
 
 TILE = 16
 """Rows of a product that is not steady by itself."""
@@ -127,6 +127,31 @@ def piece(shape: tuple[int, int], threads: int) -> int | None:
         if all(torch.equal(kernel(x), y) for x, y in zip(rows, wanted, strict=True)):
             return size
     return None
+
+
+@functools.cache
+def lanes(width: int, dtype: torch.dtype) -> int | None:
+    """How many values torch's RMSNorm squares and adds up at once, as our kernel then does; None if neither of two."""
+    x_RD = torch.randn(max(TRIED), width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    norm = nn.RMSNorm(width, eps=1e-6, dtype=dtype)
+    with torch.no_grad():
+        norm.weight.copy_(x_RD[0])
+    wanted = norm(x_RD)
+    for count in (8, 16):
+        kernel = NormKernel(norm, count)
+        if all(torch.equal(kernel(x_RD[-n:]), wanted[-n:]) for n in TRIED):
+            return count
+    return None
+
+
+def normed(module: nn.RMSNorm) -> Callable[[Tensor], Tensor]:
+    """An RMSNorm with as few calls as can be, the same bits."""
+    weight, eps = module.weight, module.eps
+    kind = weight is not None and weight.ndim == 1 and weight.dtype in (torch.float32, torch.bfloat16)
+    if not kind or eps is None or weight.device.type != "cpu" or library() is None:
+        return module
+    found = lanes(len(weight), weight.dtype)
+    return NormKernel(module, found) if found else module
 
 
 class Linears:

@@ -6,6 +6,7 @@
 
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -227,6 +228,60 @@ void leveled(const Coded& m, const float* x, const float* table, bf16* y, long b
     for (int r = 0; r < R; r++) store(y + r * m.outputs + block * LANES, sum[r], LANES);
 }
 
+inline float single(const float* x) { return *x; }
+inline float single(const bf16* x) {
+    const std::uint32_t bits = (std::uint32_t)*x << 16;
+    float found;
+    std::memcpy(&found, &bits, sizeof found);
+    return found;
+}
+inline __m512 many(const float* x) { return _mm512_loadu_ps(x); }
+inline __m512 many(const bf16* x) { return widened(x); }
+inline void put(float* y, __m512 values, long left) {
+    _mm512_mask_storeu_ps(y, left >= LANES ? 0xffff : (1u << left) - 1, values);
+}
+inline void put(bf16* y, __m512 values, long left) { store(y, values, left); }
+
+// The sum of squares as torch adds it up: L values at once, in four rows that are begun again every 16 times.
+template <int L, class T>
+float squares(const T* x, long width) {
+    float all[4][L] = {}, some[4][L] = {};
+    const long rounds = width / (4 * L);
+    for (long i = 0; i < rounds; i++) {
+        for (int n = 0; n < 4; n++)
+            for (int l = 0; l < L; l++) {
+                const float value = single(x + (4 * i + n) * L + l);
+                some[n][l] += value * value;
+            }
+        if (i % 16 == 15)
+            for (int n = 0; n < 4; n++)
+                for (int l = 0; l < L; l++) all[n][l] += some[n][l], some[n][l] = 0;
+    }
+    for (int n = 0; n < 4; n++)
+        for (int l = 0; l < L; l++) some[n][l] += all[n][l];
+    long done = 4 * L * rounds;
+    for (; done + L <= width; done += L)
+        for (int l = 0; l < L; l++) some[0][l] += single(x + done + l) * single(x + done + l);
+    for (int n = 1; n < 4; n++)
+        for (int l = 0; l < L; l++) some[0][l] += some[n][l];
+    float sum = 0;
+    for (; done < width; done++) sum += single(x + done) * single(x + done);
+    for (int l = 0; l < L; l++) sum += some[0][l];
+    return sum;
+}
+
+template <class T>
+void norm(const T* x, const T* gain, T* y, long rows, long width, float eps, int lanes) {
+    for (const T* end = x + rows * width; x < end; x += width, y += width) {
+        const float sum = lanes == 16 ? squares<16>(x, width) : squares<8>(x, width);
+        const float factor = 1 / std::sqrt(sum / width + eps);
+        long i = 0;
+        for (; i + LANES <= width; i += LANES)
+            put(y + i, _mm512_mul_ps(_mm512_mul_ps(many(x + i), _mm512_set1_ps(factor)), many(gain + i)), LANES);
+        for (; i < width; i++) put(y + i, _mm512_set1_ps(single(x + i) * factor * single(gain + i)), 1);
+    }
+}
+
 // `work` of each piece of `step` blocks, and in it of at most MOST rows after the others, so that the piece stays near.
 template <class Work>
 void shared(long blocks, long step, long rows, int threads, Work work) {
@@ -277,4 +332,13 @@ extern "C" void coded_product(const bf16* x, const std::uint8_t* codes, const bf
         shared(outputs / LANES, 4, rows, threads,
                [&](long begin, long end, long row, long count) { FOR_ROWS(count, WHOLE) });
     }
+}
+
+// x / sqrt(mean of squares + eps) gain, of rows in fp32, or in bf16 where `narrow`.
+extern "C" void norm_rows(const void* x, const void* gain, void* y, long rows, long width, float eps, int lanes,
+                          int narrow) {
+    if (narrow)
+        norm((const bf16*)x, (const bf16*)gain, (bf16*)y, rows, width, eps, lanes);
+    else
+        norm((const float*)x, (const float*)gain, (float*)y, rows, width, eps, lanes);
 }

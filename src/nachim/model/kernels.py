@@ -25,7 +25,7 @@ from nachim.spec import UserError
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = (*("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"), *("-mavx512f", "-mavx512bw", "-mavx512vl"))
-FLAGS = (*FLAGS, "-mavx512bf16", "-mavx512vnni", "-mfma")
+FLAGS = (*FLAGS, "-mavx512bf16", "-mavx512vnni", "-mfma", "-ffp-contract=off")
 WIDE, LANES, UNIT = 32, 16, 8
 """Outputs of a block in bf16; outputs of a block of codes, and inputs of one unit of them."""
 WHOLE = 32
@@ -55,7 +55,8 @@ def library() -> ctypes.CDLL | None:
     pointer, number = ctypes.c_void_p, ctypes.c_long
     found.dense_product.argtypes = [*[pointer] * 4, *[number] * 4, ctypes.c_int]
     found.coded_product.argtypes = [*[pointer] * 6, *[number] * 4, ctypes.c_int]
-    found.dense_product.restype = found.coded_product.restype = None
+    found.norm_rows.argtypes = [*[pointer] * 3, *[number] * 2, ctypes.c_float, ctypes.c_int, ctypes.c_int]
+    found.dense_product.restype = found.coded_product.restype = found.norm_rows.restype = None
     return found
 
 
@@ -149,6 +150,24 @@ class CodedKernel(nn.Module):
         sizes = len(x_RI), self.inputs, self.outputs, self.group, torch.get_num_threads()
         library().coded_product(x_RI.data_ptr(), *held, y_RO.data_ptr(), *sizes)
         return y_RO
+
+
+class NormKernel:
+    """RMSNorm over the last axis in one pass, in fp32 or bf16; its sums have torch's order with so many `lanes`."""
+
+    def __init__(self, module: nn.RMSNorm, lanes: int) -> None:
+        self.module, self.lanes = module, lanes
+        self.narrow = module.weight.dtype == torch.bfloat16
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The last axis normalised; what does not stand in one piece of memory, or is of another kind, by torch."""
+        gain, width = self.module.weight, x.shape[-1]
+        if not (x.is_contiguous() and x.dtype == gain.dtype):
+            return self.module(x)
+        y = torch.empty_like(x)
+        sizes = x.numel() // width, width, self.module.eps, self.lanes, self.narrow
+        library().norm_rows(x.data_ptr(), gain.data_ptr(), y.data_ptr(), *sizes)
+        return y
 
 
 def _blocks(each_OG: Tensor) -> Tensor:
