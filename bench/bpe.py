@@ -84,12 +84,16 @@ class Encode:
     """GPT-2's vocabulary as a .gguf."""
     text: Path | None = None
     """More text, after the standard library's."""
+    json: bool = False
+    """Print one JSON object."""
 
     def run(self) -> dict[str, Any]:
         """One row a vocabulary."""
         chosen = texts(self.megabytes, self.text)
-        cases = {f"own, {size:,}": own(chosen, size, None) for size in (512, 4096, 32768)}
-        cases["as Llama 3 cuts, 32,768"] = own(chosen, 32768, LLAMA)
+        made = [own(chosen, size, None) for size in (512, 4096, 32768)]
+        cases = {f"own, {tokenizer.get_vocab_size():,}": tokenizer for tokenizer in made}
+        llama = own(chosen, 32768, LLAMA)
+        cases[f"as Llama 3 cuts, {llama.get_vocab_size():,}"] = llama
         if self.gpt2 is not None:
             cases["GPT-2"] = gpt2(self.gpt2)
             print(beside(self.gpt2, cases["GPT-2"]), file=sys.stderr)
@@ -121,7 +125,7 @@ class Encode:
 
 
 def own(chosen: list[str], size: int, cut: str | None) -> Tokenizer:
-    """A vocabulary trained on a tenth of the documents."""
+    """A vocabulary of `size`, or as many as come twice, trained on a tenth of the documents."""
     tokenizer = byte_level(cut)
     tokenizer.train_from_iterator(chosen[::10], trainer(size))
     return parse_tokenizer(tokenizer.to_str(), "own")
@@ -156,6 +160,8 @@ class Train:
     """Tokens."""
     text: Path | None = None
     """More text, after the standard library's."""
+    json: bool = False
+    """Print one JSON object."""
     rounds: int = 3
     """Turns of each side; the median counts."""
     alone: Annotated[str | None, tyro.conf.arg(help="What the processes of their own do.")] = None
@@ -206,11 +212,10 @@ def main(
         | Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)],
         tyro.conf.arg(name=""),
     ] = Encode(),
-    json: bool = False,
 ) -> None:
     """Print one line a case."""
     found = do.run()
-    if json or "cpu_seconds" in found:
+    if do.json:
         print(jsonlib.dumps(found))
         return
     rows = list(found.items())

@@ -61,7 +61,7 @@ class Vocab:
         return found, Group(tabled(found), *sentences(found), f"page: {self.out / PAGE}")
 
 
-COLUMNS = ("vocabulary", "bytes a token", "of the parameters", "of the FLOPs", "tokens trained", "MB read", "epochs")
+COLUMNS = ("size", "bytes a token", "of the params", "of the FLOPs", "tokens", "MB read", "epochs")
 
 
 def cells(one: dict[str, Any]) -> list[str]:
