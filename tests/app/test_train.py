@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from nachim.app.train import _machine, run_of, train
+from nachim.app.train import _machine, _threads, run_of, train
 from nachim.app.view import TerminalView
 from nachim.budget.shape import shape
+from nachim.lab import speed
 from nachim.spec import Machine, Muon, UserError
+from nachim.train import rates
+from tests.train.tiny import tiny_run
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -65,3 +70,31 @@ def test_what_cannot_be_sampled_or_traced_is_said_before_anything_runs(tmp_path:
     (tmp_path / "study").mkdir()
     with pytest.raises(UserError, match="single run"):
         train(tmp_path / "study", profile=3)
+
+
+def test_threads_are_those_asked_for_or_those_that_steps_are_fastest_on(tmp_path: Path, monkeypatch) -> None:
+    run = run_of(RECIPES / "stdlib.py")
+    seconds = {1: 1.0, 2: 2.0}
+    monkeypatch.setattr(rates, "cores", lambda: 2)
+    monkeypatch.setattr(speed, "cores", lambda: 2)
+    monkeypatch.setattr(speed, "stepping", lambda run, device: lambda: None)
+    monkeypatch.setattr(speed, "step_seconds", lambda steps, spent: [[9.0, seconds[1]], [9.0, seconds[2]]])
+    for name in rates.GIVEN:
+        monkeypatch.delenv(name, raising=False)
+    with TerminalView() as view:
+        assert _threads(run, tmp_path, view, "cpu") == 1
+        seconds[2] = 0.5
+        assert _threads(run, tmp_path, view, "cpu") == 2
+        seconds[2] = 2.0
+        large = replace(run, train=replace(run.train, tokens=2**24, batch_tokens=2**18))
+        assert _threads(large, tmp_path, view, "cpu") == 2, "a step of seconds is shortened by every core"
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        with rates.on_threads(3):
+            assert _threads(run, tmp_path, view, "cpu") == 3
+
+
+def test_threads_are_tried_on_real_steps(monkeypatch) -> None:
+    run, before = tiny_run(), torch.get_num_threads()
+    monkeypatch.setattr(speed, "cores", lambda: 2)
+    assert speed.fastest_threads(run, 0.01) in (1, 2)
+    assert torch.get_num_threads() == before
