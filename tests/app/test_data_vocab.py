@@ -79,7 +79,7 @@ def test_a_mistake_is_one_sentence(recipe, tmp_path, monkeypatch, capsys):
 def test_people_are_told_the_best_and_what_it_cannot_be_told_from(found):
     assert sentences(found) == [
         "the best of these is 1,024, at 1.2e+07 FLOP a run, the head included; 2 seeds cannot tell it from 2,048",
-        "a parabola has its bottom at 1,300 (900 to 1,700)",
+        "a parabola has its bottom at 1,300 (900 to 1,700, within the sizes near the best)",
     ]
     assert "no bottom lies between" in sentences({**found, "optimum": None})[1]
     assert "one seed tells nothing" in sentences({**found, "noise": None, "alike": []})[0]

@@ -112,6 +112,8 @@ def sentences(found: dict[str, Any]) -> list[str]:
     if found["optimum"] is None:
         lines.append("no bottom lies between the sizes near the best: try others beyond it, or more around it")
     else:
-        bottom = "a parabola has its bottom at {vocab_size:,.0f} ({low:,.0f} to {high:,.0f})"
+        bottom = (
+            "a parabola has its bottom at {vocab_size:,.0f} ({low:,.0f} to {high:,.0f}, within the sizes near the best)"
+        )
         lines.append(bottom.format(**found["optimum"]))
     return lines
