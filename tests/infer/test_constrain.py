@@ -378,3 +378,13 @@ def test_where_nothing_is_allowed_nothing_is_drawn(folder):
     engine = Engine(folder)
     width = engine.model.spec.vocab_size
     assert asked(engine, torch.zeros(width, dtype=torch.bool)).choose(torch.zeros(width)) is None
+
+
+def test_one_of_thousands_of_choices_that_begin_alike_is_written(vocabulary):
+    texts = [f"item {number}" for number in range(3000)]
+    state, text = vocabulary.start(constrain.choices(texts)), "item 2718"
+    for token in vocabulary.tokenizer.encode(text, add_special_tokens=False).ids:
+        assert state.allows(token) and state.allowed()[token]
+        state.accept(token)
+    assert state.allowed()[vocabulary.ends[0]]
+    assert not state.allows(vocabulary.tokenizer.encode("item", add_special_tokens=False).ids[0])

@@ -98,7 +98,9 @@ def choices(texts: Sequence[str]) -> Grammar:
     if not texts or not all(texts):
         raise UserError("choices must be a list of texts, none of them empty")
     quoted = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-    return _held(llguidance.LLMatcher.grammar_from_lark(_sized(f"start: {quoted}")), "the list of choices")
+    # One word of many forms: as rules, thousands that begin alike are more than the parser holds at once.
+    lark = f"start: CHOICE\nCHOICE: {quoted}"
+    return _held(llguidance.LLMatcher.grammar_from_lark(_sized(lark)), "the list of choices")
 
 
 def grammar(text: str, syntax: Literal["lark", "gbnf"] = "lark") -> Grammar:
