@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -177,6 +179,19 @@ def test_a_larger_law_forecasts_large_tables_and_is_not_reported():
     alone = 100 * np.mean(np.abs(reading.fit.predict(unseen.params, unseen.tokens) / unseen.loss - 1))
     assert reading.held_out(unseen).mape < 0.5 * alone
     assert "farseer" not in study(every.subset(np.flatnonzero(~dear)[:35]), draws=40).errors
+
+
+def test_beyond_the_farthest_rollout_the_band_grows_with_the_square_root_of_log_reach():
+    reading = study(ladder(LAWS["chinchilla"], np.random.default_rng(0), 0.003), draws=2)
+    near = dataclasses.replace(
+        reading, rollouts=dataclasses.replace(reading.rollouts, flops=reading.rollouts.flops * 1e9)
+    )
+    tried = reading.rollouts.far.max()
+    for reach in (0.5, 1.0, 2.0, 4.0):
+        x = np.sqrt(reading.top * np.exp(reach * tried) / 6 / 20)
+        (_, low, high), (_, plain_low, plain_high) = reading.predict(x, 20 * x), near.predict(x, 20 * x)
+        stretch = np.log(high / low) / np.log(plain_high / plain_low)
+        assert stretch == pytest.approx(max(1.0, reach) ** 0.5, rel=1e-6)
 
 
 def test_rows_given_twice_are_no_more_runs_to_roll_out_from():

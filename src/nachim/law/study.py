@@ -157,10 +157,17 @@ class Study:
         centre = sum((share * seen[name][0]).sum(axis=0) for name, share in lead.items()) + shift
         means = np.concatenate([seen[name][0] + shift for name in shares])
         spreads = np.concatenate([seen[name][1] for name in shares])
-        reach = self.factor * half_width(level, centre, means, spreads, np.concatenate(list(shares.values())))
+        reach = half_width(level, centre, means, spreads, np.concatenate(list(shares.values())))
+        reach *= self.factor * self._untried(far)
         unit = self.fit.sample.units.loss
         point, low, high = (unit * np.exp(end).reshape(shape) for end in (centre, centre - reach, centre + reach))
         return point, low, high
+
+    def _untried(self, far: Array) -> Array:
+        """The stretch, at least 1, of the band of forecasts that reach `far` (n,) in log C: beyond the farthest rollout
+        nothing was calibrated, and what a law cannot follow wanders off with the square root of the reach."""
+        tried = float(self.rollouts.far.max(initial=0.0))
+        return np.sqrt(np.maximum(far / tried, 1.0)) if tried > 0 else np.ones_like(far)
 
     def _within(self, shares: Shares, far: Array) -> dict[str, Array]:
         """The shares, each (foci, n), of forecasts that reach `far` (n,): a larger law's end where no rollout went."""
