@@ -3,9 +3,9 @@
     python bench/data_memory.py [--documents 50000 100000 200000] [--json]
 
 Documents are made up, of 30 words; a fifth are others with a word changed, a twentieth are others again. What does not
-grow with them (what is sorted at a time, shingles and pairs met last) is set small, so that the slope shows what does.
-`traced` is by Python's own account, numpy's arrays included; `resident` is what the system saw of a process that did
-nothing else. Near duplicates are looked for by what `nachim data dedup` calls, exact ones by what makes tokens.
+grow with them (what is hashed and sorted at a time, shingles and pairs met last) is set small, so that the slope shows
+what does. `traced` is by Python's own account, numpy's arrays included; `resident` is what the system saw of a process
+that did nothing else. Near duplicates are looked for as `nachim data dedup` does it, exact ones as tokens are made.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from nachim.data.shingle import batches
 
 WORDS = 30
 LIMIT = 64
+BATCH_BYTES = 1 << 14
 
 
 def documents(count: int) -> Iterator[bytes]:
@@ -47,7 +48,7 @@ def near_ones(count: int, folder: Path) -> None:
     near.RECENT_BYTES, near.RECENT_PAIRS = 1 << 18, 1 << 8
     gathered.PART_BITS, gathered.CHUNK, near.CHUNK = 12, 1 << 12, 1 << 12
     with Gathered(folder) as texts:
-        for some in batches(documents(count), len):
+        for some in batches(documents(count), len, BATCH_BYTES):
             texts.add(some, range(len(some)), signatures(some), digests(some), np.zeros(len(some)))
         texts.seal()
         near.cluster(texts, 0.8, "longest", lambda done: None)
