@@ -58,7 +58,7 @@ class Deduplicate(WholeSet):
         return {**_known([row["text"].encode() for row in rows]), "best": np.array(known), "ids": _ids(rows)}
 
     def join(self, shelf: Shelf) -> Joined:
-        """Find who goes, and for whom. Of a row some 50 bytes stand in memory at most: the rest is in `shelf.scratch`,
+        """Find who goes, and for whom. Of a row at most 64 bytes stand in memory: the rest is in `shelf.scratch`,
         until the decisions are read."""
         texts = Gathered(shelf.scratch)
         with full_disk_is_an_error(shelf.scratch):

@@ -3,7 +3,7 @@
 A text is removed only for a text that stays, and only when the similarity of the two, counted exactly on their
 shingles, reaches the threshold: a cluster is a star around its keeper, never a chain of texts each like the next.
 Candidates come from MinHash bands, one band at a time; signatures, keys and texts stand on disk, and what memory holds
-of a text at once is at most some 50 bytes (`nachim.data.gathered`).
+of a text at once is at most 64 bytes (`nachim.data.gathered`).
 """
 
 from __future__ import annotations
