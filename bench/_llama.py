@@ -71,6 +71,7 @@ class Llama:
         params = xllamacpp.CommonParams()
         params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(path), most * length, most, False
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+        params.verbosity = -1
         with silent():
             self.server = xllamacpp.Server(params)
         self.pool = ThreadPoolExecutor(most)
