@@ -83,13 +83,14 @@ class DataWorth:
         return told, Group(*show(told, found), f"page: {study.root / PAGE}")
 
     def _study(self, view: TerminalView) -> WorthStudy:
+        sources = sources_of(self.sets)  # what is wrong with them need not wait for torch
         import torch
 
         from nachim.lab.data_worth import Question, WorthStudy
         from nachim.lab.work import Place
 
         question = Question(
-            sources=sources_of(self.sets), minutes=self.minutes, seeds=self.seeds, times=self.times,
+            sources=sources, minutes=self.minutes, seeds=self.seeds, times=self.times,
             share=self.held_out, vocab_size=self.vocab_size, seq_len=self.seq_len, seed=self.seed,
             flops=self.flops, pairs=self.pairs,
         )  # fmt: skip
