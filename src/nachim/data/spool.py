@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import weakref
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,13 @@ LEAST_SLOTS = 1 << 10
 
 @dataclass(frozen=True, eq=False)
 class Spool:
-    """Document i stands in `file` from ``offsets[i]`` to ``offsets[i + 1]``; `digests` [n, 4] is its SHA-256 as four
-    64-bit words.
+    """Document i stands in the open file `file` from ``offsets[i]`` to ``offsets[i + 1]``; `digests` [n, 4] is its
+    SHA-256 as four 64-bit words.
 
     `duplicates` and `duplicate_bytes` count the documents left out for having the content of an earlier one.
     """
 
-    file: BinaryIO
+    file: int
     offsets: npt.NDArray[np.int64]
     digests: npt.NDArray[np.uint64]
     duplicates: int
@@ -55,7 +55,7 @@ class Spool:
 
     def __getitem__(self, i: int) -> bytes:
         begin, end = self.offsets[i : i + 2].tolist()
-        return os.pread(self.file.fileno(), end - begin, begin)
+        return os.pread(self.file, end - begin, begin)
 
 
 def spool(documents: Iterable[bytes], path: Path) -> Spool:
@@ -70,7 +70,10 @@ def spool(documents: Iterable[bytes], path: Path) -> Spool:
             else:
                 duplicates += 1
                 duplicate_bytes += len(document)
-    return Spool(open(path, "rb"), np.frombuffer(offsets, dtype=np.int64), seen.words(), duplicates, duplicate_bytes)
+    raw = os.open(path, os.O_RDONLY)
+    made = Spool(raw, np.frombuffer(offsets, dtype=np.int64), seen.words(), duplicates, duplicate_bytes)
+    weakref.finalize(made, os.close, raw)
+    return made
 
 
 class _Digests:
