@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -84,17 +82,12 @@ def serve(
 
 def _opened(run: Path, name: str | None, chat_template: Path | None, options: dict[str, Any]) -> Served:
     """The model in `run`, with an engine of these options."""
+    from nachim.app.server.served import Served
     from nachim.infer.engine import Engine
     from nachim.infer.folder import files_of
 
-    files_of(run)
-    # Weights are copied and packed without Python's lock: what else a server needs is imported meanwhile.
-    with ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(Engine, run, **options)
-        importlib.import_module("nachim.app.server.api")
-        from nachim.app.server.served import Served
-
-        return Served(run, opening.result(), name, chat_template)
+    files_of(run)  # before weights are read, which takes long
+    return Served(run, Engine(run, **options), name, chat_template)
 
 
 def _key(given: str | None, host: str) -> str | None:
