@@ -40,8 +40,9 @@ def test_a_fit_under_it_is_the_lowest_of_misfit_and_prior(name: str) -> None:
 
     def objective(z: np.ndarray) -> float:
         size = np.abs(law.value(np.clip(z, law.low, law.high), *sample.inputs) - sample.log_loss)
-        misfit = np.where(size < 1e-3, size**2 / 2, 1e-3 * (size - 5e-4)).sum()
-        return float(misfit + NOISE * 1e-3 * (((z - mean) / sd) ** 2).sum() / 2)
+        delta = 1.345 * NOISE
+        misfit = np.where(size < delta, size**2 / 2, delta * (size - delta / 2)).sum()
+        return float(misfit + NOISE**2 * (((z - mean) / sd) ** 2).sum() / 2)
 
     assert objective(found.point) == pytest.approx(found.objective, rel=1e-9)
     for start in (found.point, np.where(np.isinf(sd), found.point, mean)):

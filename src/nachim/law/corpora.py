@@ -16,7 +16,7 @@ from typing import Literal, cast
 import numpy as np
 
 from nachim.law.fit import NARROWING, sample_of, shortfall, solve_many
-from nachim.law.forms import Array, Expansion, Law, Sample, Scale
+from nachim.law.forms import Array, Expansion, Fittable, Law, Sample, Scale
 from nachim.law.interval import quantiles
 from nachim.law.laws import LAWS, law_named
 from nachim.law.observe import Observations
@@ -37,7 +37,7 @@ SHARED: dict[Model, tuple[str, ...]] = {"own": (), "exponents": EXPONENTS, "floo
 
 
 @dataclass(frozen=True, eq=False)
-class Joint:
+class Joint(Fittable):
     """One law for several corpora: the coefficients called `shared` are common, the rest are each corpus's own.
 
     A law to `minimise`: its point holds the shared coefficients first, then each corpus's. `label` (n,) numbers the

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from nachim.law.certificate import Certificate, certify
-from nachim.law.forms import Array, Law, Sample, Scale, Units
+from nachim.law.forms import DELTA, Array, Law, Sample, Scale, Units
 from nachim.law.observe import Observations
-from nachim.law.solve import DELTA, minimise
+from nachim.law.solve import minimise
 from nachim.spec.error import UserError, nearest
 
 STARTS = 16
@@ -133,12 +133,13 @@ def shortfall(sample: Sample, law: Law, kept: Array | None = None) -> str | None
 
 
 def solve_many(
-    law: Law, sample: Sample, weights: Array, starts: int = STARTS, delta: float = DELTA
+    law: Law, sample: Sample, weights: Array, starts: int = STARTS, delta: float | None = None
 ) -> tuple[Array, Array, Array]:
     """Fit the law once for each row of `weights` (m, n), all in one batch, from `starts` points each.
 
     Returns the best points (m, size), their objectives (m,), and how many starts reached each (m,).
     """
+    delta = law.delta if delta is None else delta
     ends, costs = _ends(law, sample, weights, starts, delta)
     chosen = ends[np.arange(len(weights)), costs.argmin(axis=1)]
     target = np.broadcast_to(sample.log_loss, weights.shape)
@@ -164,16 +165,17 @@ def fit(
     law: Law,
     scale: Scale,
     loss: Literal["huber", "squared"] = "huber",
-    delta: float = DELTA,
+    delta: float | None = None,
 ) -> Fit:
     """Fit `law` to `obs` by the weighted sum of losses of log residuals, from many starts; deterministic.
 
-    `loss` is Huber's, linear beyond `delta`, or squared, which one bad run can bend. Raises UserError, saying what
-    would be enough, when the runs cannot determine the law, or for a `delta` that is not above 0.
+    `loss` is Huber's, linear beyond `delta` (the law's unless given), or squared, which one bad run can bend. Raises
+    UserError, saying what would be enough, when the runs cannot determine the law, or for a `delta` not above 0.
     """
     started = time.perf_counter()
     if loss not in ("huber", "squared"):
         raise UserError(f"no loss is called {loss!r}{nearest(loss, ('huber', 'squared'))}")
+    delta = law.delta if delta is None else delta
     if not delta > 0:
         raise UserError(f"delta is {delta}: Huber's loss turns linear at a residual above 0")
     reach = delta if loss == "huber" else math.inf

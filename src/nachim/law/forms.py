@@ -25,6 +25,8 @@ Expansion = tuple[Array, Array, Callable[[Array], Array] | None]
 FLOPS_PER_UNIT: dict[Scale, float] = {"params": 6.0, "flops_per_token": 1.0}
 """Training FLOPs per token and unit of scale: C = 6·N·D (arXiv 2001.08361) or C = M·D (arXiv 2401.02954)."""
 NOUNS = {"x": "model scales", "tokens": "token counts"}
+DELTA = 1e-3
+"""Where Huber's loss on log residuals turns linear (arXiv 2203.15556 appendix D.3); infinite is squared loss."""
 DRAWN = 64
 """Points drawn for each start that is kept, where a law has no variable projection of its own."""
 
@@ -69,7 +71,7 @@ class Prior:
     """What is known of a point before any run: a normal distribution, independent in every coordinate.
 
     `mean` and `sd` are (size,), the sd infinite where nothing is known. `unit` is what the square of one sd counts in
-    an objective (half of it, as for a residual): with Huber's loss a residual of the noise counts noise times delta.
+    an objective (half of it, as for a residual): within Huber's delta a residual of the noise counts its square.
     """
 
     mean: Array
@@ -90,14 +92,22 @@ class Prior:
         return np.asarray(self.unit * (z - self.mean) * self.precision)
 
 
-class Law(ABC):
+class Fittable:
+    """What a fit adds to the misfit, and where its loss turns linear unless told otherwise."""
+
+    prior: Prior | None = None
+    delta: float = DELTA
+
+
+class Law(Fittable, ABC):
     """A loss surface over columns of a table of runs.
 
     `inputs` names the columns that it reads, in the order in which `value` and `loss` take them: "x" is the chosen
     scale (N or M), the rest are columns of the table. Each is divided by its geometric mean, unless `unit_of` says
     otherwise: by a number, or by the unit of another input where only their ratio has a meaning. `levels` is how
     many distinct values of an input the law needs (3 by default). `low` and `high` bound the point; `likely` is the
-    part of that box from which starts are drawn. A `prior` counts in every fit.
+    part of that box from which starts are drawn. A `prior` counts in every fit, whose loss turns linear at
+    `delta` unless the fit says otherwise.
     """
 
     name: ClassVar[str]
@@ -110,7 +120,6 @@ class Law(ABC):
     unit_of: ClassVar[Mapping[str, float | str]] = {}
     levels: ClassVar[Mapping[str, int]] = {}
     likely: ClassVar[tuple[Array, Array] | None] = None
-    prior: Prior | None = None
 
     def informed(self, noise: float) -> Law:
         """The law with what is known of its coefficients, for runs of `noise` (standard deviation of log loss); itself

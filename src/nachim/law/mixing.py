@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from nachim.law.forms import Array, Expansion, Sample, best_spread
+from nachim.law.forms import Array, Expansion, Fittable, Sample, best_spread
 
 DRAWN = 64
 """Points drawn for each start that is kept."""
@@ -23,7 +23,7 @@ times, of a part of the loss that the other part makes up for (ideas/code_share.
 
 
 @dataclass(frozen=True)
-class Mixing:
+class Mixing(Fittable):
     """L = c + exp(Σ_j b_j r_j) over shares r of `corpora` corpora, log c and each b_j falling with the logs of `scales`
     columns of scale.
 

@@ -129,7 +129,7 @@ def refocus(law: Law, sample: Sample, weights: Array, plain: Array) -> Array:
     target = np.broadcast_to(sample.log_loss, others.shape)
     moved = points[:, 1:].reshape(len(others), -1)
     for delta, steps in REFOCUS:
-        moved, _ = minimise(law, sample.inputs, target, others, moved, delta=delta, steps=steps)
+        moved, _ = minimise(law, sample.inputs, target, others, moved, delta=max(delta, law.delta), steps=steps)
     points[:, 1:] = moved.reshape(cuts, foci - 1, -1)
     return points
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nachim.law.forms import Array, Law
+from nachim.law.forms import DELTA, Array, Law
 
-DELTA = 1e-3
-"""Where Huber's loss on log residuals turns linear (arXiv 2203.15556 appendix D.3); infinite is squared loss."""
 NUMBERS = 2**16
 """Slopes held at once, rows·size·n: more than a core's cache takes twice as long."""
 
@@ -30,18 +28,20 @@ def minimise(
     target: Array,
     weight: Array,
     start: Array,
-    delta: float = DELTA,
+    delta: float | None = None,
     steps: int = 15,
 ) -> tuple[Array, Array]:
     """Minimise the weighted sum of Huber losses of log residuals, and the law's prior, one fit a row.
 
     `inputs` are the normalised logs that the law reads, each (n,); `target` (rows, n) is log loss, `weight`
-    (rows, n), `start` (rows, size). Returns the points (rows, size) and their objectives (rows,).
+    (rows, n), `start` (rows, size); `delta` is the law's unless given. Returns the points (rows, size) and
+    their objectives (rows,).
 
     The step solves (H + λ·M)·s = -g, where H is the exact Hessian of the objective (Huber's core only, so
     it converges quadratically) and M the reweighted least-squares matrix that majorises it (so a large λ
     always descends). Coordinates pressed against their bounds are held there.
     """
+    delta = law.delta if delta is None else delta
     many = max(1, NUMBERS // (law.size * target.shape[1]))
     parts = [slice(first, first + many) for first in range(0, max(1, len(start)), many)]
     done = [_minimise(law, inputs, target[part], weight[part], start[part], delta, steps) for part in parts]
