@@ -165,9 +165,12 @@ class Study:
 
     def _untried(self, far: Array) -> Array:
         """The stretch, at least 1, of the band of forecasts that reach `far` (n,) in log C: beyond the farthest rollout
-        nothing was calibrated, and what a law cannot follow wanders off with the square root of the reach."""
+        nothing was calibrated, and what a law cannot follow wanders off with the square root of the reach.
+
+        None where the law has a prior, which keeps it from wandering: there bands hold without (`ideas/prior.md`)."""
         tried = float(self.rollouts.far.max(initial=0.0))
-        return np.sqrt(np.maximum(far / tried, 1.0)) if tried > 0 else np.ones_like(far)
+        free = self.fit.law.prior is None and tried > 0
+        return np.sqrt(np.maximum(far / tried, 1.0)) if free else np.ones_like(far)
 
     def _within(self, shares: Shares, far: Array) -> dict[str, Array]:
         """The shares, each (foci, n), of forecasts that reach `far` (n,): a larger law's end where no rollout went."""
