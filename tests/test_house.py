@@ -87,6 +87,18 @@ def test_functions_can_be_read_at_a_glance():
     assert not long, f"functions of {FUNCTION_LIMIT} lines or more:\n" + "\n".join(long)
 
 
+def test_no_two_parts_have_one_name():
+    """A part's name is its tag in JSON: of two, whichever was imported last would be read."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sources("src")]
+    made = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    bases = {node.name: [ast.unparse(base) for base in node.bases] for node in made}
+    parts = {"Part"}
+    while more := {name for name, of in bases.items() if parts & set(of)} - parts:
+        parts |= more
+    named = [node.name for node in made if node.name in parts and parts & {ast.unparse(base) for base in node.bases}]
+    assert not {name for name in named if named.count(name) > 1}
+
+
 def test_whatever_is_public_has_a_docstring():
     missing = [line for path in sources("src/nachim") for line in undocumented(path)]
     assert not missing, "public and undocumented:\n" + "\n".join(missing)

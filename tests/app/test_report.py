@@ -143,7 +143,7 @@ def test_the_other_figures_show_the_record(record, drawn):
     minima = [minimum.x for minimum in record.second.minima if not minimum.at_edge]
     assert list(named(drawn("Equal compute, other shapes"), "parabola's minimum").x) == minima
     tries = named(drawn("Learning rate and batch"), "sweep run")
-    assert len(tries.x) == 3
+    assert len(tries.x) == 4
     assert list(tries.x) == sorted(tries.x)
     assert tries.y[1] == min(tries.y)
     validated = named(drawn("Training curves"), "target, validation")

@@ -64,7 +64,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Part):
+class WorthPlan(Part):
     """What is trained on each data set: `shapes` at budgets of `levels` FLOP, and `target` at `target_flops`. All of
     it, on all data sets, is predicted to take `seconds`."""
 
@@ -149,7 +149,7 @@ class WorthStudy:
             )
         return found
 
-    def plan(self, recipes: Mapping[str, Recipe]) -> Plan:
+    def plan(self, recipes: Mapping[str, Recipe]) -> WorthPlan:
         """The largest ladder and check that fit into the minutes at the speed measured here, in `plan.json`."""
         path = self.root / PLAN
         if not path.exists():
@@ -162,7 +162,7 @@ class WorthStudy:
                     f"ladders up to {asked.flops:.3g} FLOP have too few runs of {FEWEST_STEPS} steps: give more"
                 )
             plan.save(path)
-        return Plan.load(path)
+        return WorthPlan.load(path)
 
     def pace(self, recipe: Recipe) -> Throughput:
         """Measured speed of one run on one core, with all workers at work."""
@@ -171,7 +171,7 @@ class WorthStudy:
         runs = [recipe.run(model, 1e11, 1e6) for model in models]
         return measure_throughput(runs, replace(self.place, threads=1), self.workers, PACE_SECONDS)
 
-    def climb(self, sides: Sides, recipes: Mapping[str, Recipe], plan: Plan) -> dict[str, Observations]:
+    def climb(self, sides: Sides, recipes: Mapping[str, Recipe], plan: WorthPlan) -> dict[str, Observations]:
         """Every run of every ladder; the table of each is `tables/NAME.csv`, its loss bits a byte of the yardstick."""
         ladders = {name: ladder_of(self.question, recipe, plan) for name, recipe in recipes.items()}
         self._train([chain for ladder in ladders.values() for chain in ladder.chains], "ladder", "ladder")
@@ -180,7 +180,7 @@ class WorthStudy:
             table.write(self.root / "tables" / f"{name}.csv")
         return found
 
-    def forecast(self, found: Mapping[str, Worth], recipes: Mapping[str, Recipe], plan: Plan) -> dict[str, Any]:
+    def forecast(self, found: Mapping[str, Worth], recipes: Mapping[str, Recipe], plan: WorthPlan) -> dict[str, Any]:
         """The sealed forecast of the larger rung, in `forecast.json`: of each idea its loss over the baseline's, and
         the multiplier. Raises UserError when those runs have begun without it."""
         path = self.root / FORECAST
@@ -213,7 +213,7 @@ class WorthStudy:
         tables: Mapping[str, Observations],
         sides: Sides,
         recipes: Mapping[str, Recipe],
-        plan: Plan,
+        plan: WorthPlan,
     ) -> dict[str, Any]:
         """Train the larger rung and hold it against the seal; also in `verdict.json`."""
         sealed = open_seal(self.root / FORECAST)
@@ -258,7 +258,7 @@ class WorthStudy:
             carry_out_all(order, root, self.place, self.workers, self.view.event, self.view.stopping)
 
 
-def largest(question: Question, recipe: Recipe, pace: Throughput, workers: int) -> Plan:
+def largest(question: Question, recipe: Recipe, pace: Throughput, workers: int) -> WorthPlan:
     """The largest plan that takes the minutes. Raises UserError when the smallest takes longer."""
     best, top = None, SMALLEST_TOP
     while True:
@@ -271,7 +271,7 @@ def largest(question: Question, recipe: Recipe, pace: Throughput, workers: int) 
         best, top = plan or best, FINE * top
 
 
-def lay_out(question: Question, recipe: Recipe, top: float, pace: Throughput, workers: int) -> Plan | None:
+def lay_out(question: Question, recipe: Recipe, top: float, pace: Throughput, workers: int) -> WorthPlan | None:
     """The plan whose ladders end at the budget `top`; None where too few shapes or runs suit it.
 
     M spans from six tenths of the optimum at the lowest budget to that at the check's, as in `nachim.lab.size`.
@@ -287,7 +287,7 @@ def lay_out(question: Question, recipe: Recipe, top: float, pace: Throughput, wo
         return None
     shapes = tuple(ladder_shapes(low, high, SHAPES, data.tokenizer.vocab_size, data.seq_len))
     wanted = min(max(smallest, family_opt(flops)), WIDER * shapes[-1].flops_per_token(data.seq_len))
-    plan = Plan(
+    plan = WorthPlan(
         levels=tuple(levels),
         shapes=shapes,
         target=nearest_shape(wanted, data.tokenizer.vocab_size, data.seq_len),
@@ -308,7 +308,7 @@ def lay_out(question: Question, recipe: Recipe, top: float, pace: Throughput, wo
     return replace(plan, seconds=math.fsum(seconds))
 
 
-def ladder_of(question: Question, recipe: Recipe, plan: Plan) -> Ladder:
+def ladder_of(question: Question, recipe: Recipe, plan: WorthPlan) -> Ladder:
     """The runs of a data set: one trunk a shape and seed, with a decay at each budget. Text may be read again: whether
     there is enough of it is part of what a decision about data decides."""
     chains: list[Chain] = []
@@ -318,7 +318,7 @@ def ladder_of(question: Question, recipe: Recipe, plan: Plan) -> Ladder:
     return Ladder(chains=tuple(chains))
 
 
-def targets(question: Question, recipe: Recipe, plan: Plan) -> list[Run]:
+def targets(question: Question, recipe: Recipe, plan: WorthPlan) -> list[Run]:
     """The larger rung of a data set, by each seed that it has."""
     begun = anchored(recipe, plan.levels[0], "trunks")
     tokens = plan.target_flops / plan.target.flops_per_token(recipe.data.seq_len)
