@@ -11,9 +11,7 @@ the family has the exact one: of Gemma, GPT-2, BLOOM, StarCoder2, Falcon, GPT-Ne
 
 from __future__ import annotations
 
-import contextlib
 import json as jsonlib
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from transformers import PretrainedConfig
 
 import nachim
+from bench._llama import silent
 from nachim.app.export import exported_gguf
 from nachim.app.import_ import written
 from nachim.model.hf import open_checkpoint
@@ -99,21 +98,6 @@ def asked(path: str, prompts: list[list[int]]) -> Iterator[dict[int, float]]:
         answer: Any = server.handle_completions(request)
         told = answer["choices"][0]["logprobs"]
         yield {one["id"]: one["logprob"] for one in told["content"][0]["top_logprobs"]} if told else {}
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Without what llama.cpp writes to the terminal."""
-    kept = [os.dup(number) for number in (1, 2)]
-    with open(os.devnull, "w") as nowhere:
-        for number in (1, 2):
-            os.dup2(nowhere.fileno(), number)
-        try:
-            yield
-        finally:
-            for number, old in zip((1, 2), kept, strict=True):
-                os.dup2(old, number)
-                os.close(old)
 
 
 if __name__ == "__main__":
