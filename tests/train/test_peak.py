@@ -13,6 +13,7 @@ from nachim.budget.layout import Job, Layout, Optimizer
 from nachim.budget.memory import memory
 from nachim.budget.shape import shape
 from nachim.lab.speed import run_of
+from nachim.model import fused
 from nachim.spec import UserError
 from nachim.train.guard import Guard
 from nachim.train.moments import quantise
@@ -99,8 +100,9 @@ def test_predicted_peak_of_a_step_is_the_measured_one(
     optimizer: Optimizer,
     precision: Literal["fp32", "bf16"],
     moment: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Within 3 %, whichever moment is the fullest."""
+    """Within 3 %, whichever moment is the fullest; never more, where functions of one pass keep less."""
     model, seq_len = shape(width, 257), 16
     batch = rows * times * seq_len
     job = Job(model=model, seq_len=seq_len, batch_tokens=batch, optimizer=optimizer, precision=precision)
@@ -116,4 +118,6 @@ def test_predicted_peak_of_a_step_is_the_measured_one(
         quantise(torch.zeros(1), signed)  # its tables stay for all that follows
     predicted = memory(job, Layout(micro_batch=rows), "cpu")
     assert predicted.moment == moment
+    assert peak_bytes(work) < 1.03 * predicted.total
+    monkeypatch.setattr(fused, "library", lambda: None)
     assert predicted.total == pytest.approx(peak_bytes(work), rel=0.03)

@@ -100,7 +100,8 @@ def memory(job: Job, layout: Layout, kind: Kind = "cuda", activations: Activatio
     """Bytes of `job` laid out as `layout` on devices of `kind`; `activations` stand in place of the layout's own.
 
     States follow arXiv 1910.02054, activations what the parts declare they keep (arXiv 2205.05198's accounting with a
-    kernel that keeps no score matrix), the logits what the fp32 loss of this repository makes. One device frees its
+    kernel that keeps no score matrix), the logits what the fp32 loss of this repository makes; a CPU training in fp32
+    by compiled functions of one pass (`nachim.model.fused`) keeps less of both. One device frees its
     gradients every step and holds none in the first forward pass; several keep their buffers. What drivers and
     libraries take beside tensors is not counted. Raises UserError when layers or experts cannot be dealt out, or when
     `activations` ask for what is impossible, or for a pipeline.

@@ -7,7 +7,8 @@ import math
 
 from nachim.spec import Attention, Decoder, SwiGLU, UserError
 
-WIDTHS = (*range(32, 128, 8), *range(128, 512, 16), *range(512, 8193, 64))
+WIDTHS = (*range(32, 512, 16), *range(512, 8193, 64))
+"""Every head 16 wide, from 512 on 64: heads of other widths in between cost up to 2 % of loss, or gain them."""
 
 
 def shape(d_model: int, vocab_size: int) -> Decoder:

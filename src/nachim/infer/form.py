@@ -20,7 +20,7 @@ from nachim.model.block import BlockModule
 from nachim.model.frame import Frame
 from nachim.model.kernels import CodedKernel
 from nachim.model.mlp import GatedModule, MLPModule
-from nachim.model.norm import OffsetRMSNorm
+from nachim.model.norm import OffsetRMSNorm, RMSNormModule
 from nachim.model.position import MRoPEModule, PositionModule, RoPEModule
 from nachim.model.quantized.linear import Int4Kernel, Int8Kernel, LowBitLinear
 
@@ -28,7 +28,6 @@ Layer = Callable[..., Tensor]
 ACTIVE = (MLPModule, GatedModule)
 KNOWN = {
     nn.Linear,
-    nn.RMSNorm,
     nn.LayerNorm,
     AttentionModule,
     BlockModule,
@@ -39,6 +38,7 @@ KNOWN = {
     MRoPEModule,
     OffsetRMSNorm,
     PositionModule,
+    RMSNormModule,
     RoPEModule,
     *ACTIVE,
 }
@@ -85,7 +85,7 @@ class Form:
     def _twin(self, module: nn.Module) -> Any:
         if type(module) is nn.Linear:
             return self.linears.of(module)
-        if type(module) is nn.RMSNorm:
+        if type(module) is RMSNormModule:
             return normed(module)
         put = {name: self._twin(child) for name, child in module.named_children()}
         if self.even and type(module) in ACTIVE:

@@ -11,8 +11,9 @@ from nachim.model.block import Memory
 from nachim.model.build import build
 from nachim.model.cache import Apart
 from nachim.model.frame import Frame
+from nachim.model.fused import WIDEST, Heads, ready
 from nachim.model.norm import rms_norm
-from nachim.model.position import PositionModule
+from nachim.model.position import PositionModule, RoPEModule
 from nachim.spec import Attention
 
 
@@ -36,13 +37,11 @@ class AttentionModule(nn.Module):
         """[B, T, D] to [B, T, D], each token seeing those the frame allows it, in `memory` or new."""
         B, T, _ = x_BTD.shape
         part = self.part
-        qkv_BHTE = self.qkv(x_BTD).view(B, T, -1, part.d_head).transpose(1, 2)
-        q_BHTE, k_BKTE, v_BKTE, *p_BKTE = qkv_BHTE.split(self.rows, dim=1)
-        if part.previous_key:
-            k_BKTE = k_BKTE + previous(p_BKTE[0], frame, memory)
-        if part.qk_norm:
-            q_BHTE, k_BKTE = self._normed(self.q_norm, q_BHTE), self._normed(self.k_norm, k_BKTE)
-        q_BHTE, k_BKTE = position.turn(q_BHTE, frame), position.turn(k_BKTE, frame)
+        qkv_BTR = self.qkv(x_BTD)
+        if memory is None and self._fuses(qkv_BTR, position):
+            q_BHTE, k_BKTE, v_BKTE = self._fused(qkv_BTR, frame, position)
+        else:
+            q_BHTE, k_BKTE, v_BKTE = self._heads(qkv_BTR, frame, position, memory)
         rule = Rule(part.window, self.scale, part.softcap)
 
         def mix(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, frame: Frame) -> Tensor:
@@ -55,6 +54,36 @@ class AttentionModule(nn.Module):
                 k_BKTE, v_BKTE = remember(memory, k_BKTE, v_BKTE, part.window)
             y_BHTE = mix(q_BHTE, k_BKTE, v_BKTE, frame)
         return self.out(y_BHTE.transpose(1, 2).reshape(B, T, -1))
+
+    def _heads(
+        self, qkv_BTR: Tensor, frame: Frame, position: PositionModule, memory: Memory | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the new tokens, [B, H or K, T, E]: normed, and their positions told."""
+        part = self.part
+        qkv_BHTE = qkv_BTR.unflatten(-1, (-1, part.d_head)).transpose(1, 2)
+        q_BHTE, k_BKTE, v_BKTE, *p_BKTE = qkv_BHTE.split(self.rows, dim=1)
+        if part.previous_key:
+            k_BKTE = k_BKTE + previous(p_BKTE[0], frame, memory)
+        if part.qk_norm:
+            q_BHTE, k_BKTE = self._normed(self.q_norm, q_BHTE), self._normed(self.k_norm, k_BKTE)
+        return position.turn(q_BHTE, frame), position.turn(k_BKTE, frame), v_BKTE
+
+    def _fuses(self, qkv_BTR: Tensor, position: PositionModule) -> bool:
+        """Whether one function does what `_heads` does: of heads that are normed plainly, and turn whole or not."""
+        part, turn = self.part, type(position).turn
+        turns = turn is RoPEModule.turn and position.part.turned(part.d_head) == part.d_head
+        plain = not part.qk_norm or (part.qk_norm_over == "head" and not part.qk_norm_offset)
+        return plain and (turns or turn is PositionModule.turn) and part.d_head <= WIDEST and ready(qkv_BTR)
+
+    def _fused(self, qkv_BTR: Tensor, frame: Frame, position: PositionModule) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_heads`."""
+        part = self.part
+        gains = (self.q_norm.weight, self.k_norm.weight) if part.qk_norm else (None, None)
+        turns = isinstance(position, RoPEModule)
+        turn = position.angles(part.d_head, qkv_BTR.dtype, frame) if turns else None
+        begins_BT = frame.begins_BT if part.previous_key else None
+        heads = part.n_heads, part.n_kv_heads, part.previous_key
+        return Heads.apply(qkv_BTR, *gains, part.qk_norm_eps, turn, begins_BT, heads)
 
     def _normed(self, norm: nn.Module, x_BHTE: Tensor) -> Tensor:
         if self.part.qk_norm_over == "head":

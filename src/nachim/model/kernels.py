@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import shlex
-import shutil
 import subprocess
-import tempfile
 import warnings
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nachim.model.native import compiled, reason
 from nachim.spec import UserError
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = (*("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"), *("-mavx512f", "-mavx512bw", "-mavx512vl"))
-FLAGS = (*FLAGS, "-mavx512bf16", "-mavx512vnni", "-mfma", "-ffp-contract=off")
+FLAGS = ("-O3", *(f"-m{part}" for part in ("avx512f", "avx512bw", "avx512vl", "avx512bf16", "avx512vnni", "fma")))
+FLAGS = (*FLAGS, "-ffp-contract=off")
 WIDE, LANES, UNIT = 32, 16, 8
 """Outputs of a block in bf16; outputs of a block of codes, and inputs of one unit of them."""
 WHOLE = 32
@@ -43,11 +37,10 @@ def library() -> ctypes.CDLL | None:
     if not fits():
         return None
     try:
-        found = ctypes.CDLL(str(compiled()))
+        found = compiled("kernels.cpp", FLAGS)
     except (OSError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", None) or str(error)
         warnings.warn(
-            f"kernels of our own could not be compiled ({told.strip().splitlines()[0]}): products in bf16 and in four "
+            f"kernels of our own could not be compiled ({reason(error)}): products in bf16 and in four "
             "bits are torch's, slower for few rows; install g++, or name a compiler in CXX",
             stacklevel=2,
         )
@@ -58,26 +51,6 @@ def library() -> ctypes.CDLL | None:
     found.norm_rows.argtypes = [*[pointer] * 3, *[number] * 2, ctypes.c_float, ctypes.c_int, ctypes.c_int]
     found.dense_product.restype = found.coded_product.restype = found.norm_rows.restype = None
     return found
-
-
-def compiled() -> Path:
-    """The library of this source and compiler, made where it is not there yet.
-
-    Raises OSError where there is no compiler or no room, and SubprocessError where it fails.
-    """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "g++"
-    named = hashlib.sha256(repr((SOURCE.read_bytes(), compiler, FLAGS)).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nachim"
-    path = folder / f"kernels-{named}.so"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as made:
-            out = Path(made) / path.name
-            subprocess.run(
-                [*shlex.split(compiler), *FLAGS, SOURCE, "-o", out], check=True, capture_output=True, text=True
-            )
-            out.replace(path)
-    return path
 
 
 class DenseKernel:

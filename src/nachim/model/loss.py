@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nachim.model.fused import CrossEntropy, ready
+
 NONE = -100
 """The target of a token that has none: cross-entropy leaves it out."""
 WHOLE = 2**24
@@ -24,11 +26,13 @@ def head_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float | N
     """Mean cross-entropy, nat/token and fp32, of logits `x_ND weight_VD^T`; 0 where every target is `NONE`.
 
     Logits l are bounded to cap tanh(l / cap) where there is a `cap`. Up to `WHOLE` of them are made at once, and the
-    result is that of torch's own functions to the bit; more are made a `CHUNK` at a time, equal to rounding. Which it
-    is follows from the shapes alone.
+    result is that of torch's own functions to the bit, or to rounding where a CPU trains in fp32 (see `model.fused`);
+    more are made a `CHUNK` at a time, equal to rounding. Which it is follows from the shapes and the machine alone.
     """
     known = (targets_N != NONE).sum().clamp(min=1)
     if x_ND.shape[0] * weight_VD.shape[0] <= WHOLE:
+        if cap is None and ready(x_ND, weight_VD):
+            return CrossEntropy.apply(x_ND, weight_VD, targets_N) / known
         logits_NV = capped(F.linear(x_ND, weight_VD), cap).float()
         return F.cross_entropy(logits_NV, targets_N, ignore_index=NONE, reduction="sum") / known
     wanted = torch.is_grad_enabled() and (x_ND.requires_grad or weight_VD.requires_grad)

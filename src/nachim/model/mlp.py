@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nachim.model.build import build
+from nachim.model.fused import Gate, ready
 from nachim.spec import MLP, Gated, GeGLU, SwiGLU
 
 Activation = Callable[[Tensor], Tensor]
@@ -48,7 +49,10 @@ class GatedModule(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, -1)
+        both_BT2F = self.gate_up(x_BTD)
+        if self.activation is F.silu and ready(both_BT2F):
+            return self.down(Gate.apply(both_BT2F))
+        gate_BTF, up_BTF = both_BT2F.chunk(2, -1)
         return self.down(self.activation(gate_BTF) * up_BTF)
 
 

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from nachim.model.build import build
+from nachim.model.fused import Norm, ready
 from nachim.spec import LayerNorm, RMSNorm
+
+
+class RMSNormModule(nn.RMSNorm):
+    """torch's RMSNorm, in one pass where a CPU trains it in fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last axis normalised."""
+        return Norm.apply(x, self.weight, self.eps) if ready(x, self.weight) else super().forward(x)
 
 
 class OffsetRMSNorm(nn.Module):
@@ -30,7 +39,7 @@ class OffsetRMSNorm(nn.Module):
 
 def rms_norm(width: int, eps: float, offset: bool = False) -> nn.Module:
     """The module of an RMSNorm over a last axis of `width`."""
-    return OffsetRMSNorm(width, eps) if offset else nn.RMSNorm(width, eps=eps)
+    return OffsetRMSNorm(width, eps) if offset else RMSNormModule(width, eps=eps)
 
 
 @build.register

@@ -46,20 +46,22 @@ class RoPEModule(PositionModule):
     def turn(self, x_BHTE: Tensor, frame: Frame) -> Tensor:
         """[B, H, T, E] to the same, each head vector turned by its token's position."""
         width = x_BHTE.shape[-1]
-        cos, sin = frame.once((self.part, width, x_BHTE.dtype), lambda: self._angles(x_BHTE, frame))
+        cos, sin = self.angles(width, x_BHTE.dtype, frame)
         turned = self.part.turned(width)
         if turned == width:
             return rotate(x_BHTE, cos, sin)
         return torch.cat((rotate(x_BHTE[..., :turned], cos, sin), x_BHTE[..., turned:]), -1)
 
-    def _angles(self, x_BHTE: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, [T, E] or [B, 1, T, E], E being what turns."""
-        width, dtype = x_BHTE.shape[-1], x_BHTE.dtype
+    def angles(self, width: int, dtype: torch.dtype, frame: Frame) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, [T, E] or [B, 1, T, E], E being what turns of heads of `width`."""
+        return frame.once((self.part, width, dtype), lambda: self._angles(width, dtype, frame))
+
+    def _angles(self, width: int, dtype: torch.dtype, frame: Frame) -> tuple[Tensor, Tensor]:
         context = self._context(frame)
         if frame.placed or context:
             return self._placed(frequencies(self.part, width, context).to(frame.device), frame.positions, dtype)
         room = 1 << max(0, frame.S - 1).bit_length()  # few tables serve all lengths
-        cos_SE, sin_SE = turns(self.part, width, room, dtype, x_BHTE.device)
+        cos_SE, sin_SE = turns(self.part, width, room, dtype, frame.device)
         if frame.counts_from_start:
             return cos_SE[frame.start : frame.S], sin_SE[frame.start : frame.S]
         return cos_SE[frame.positions][:, None], sin_SE[frame.positions][:, None]

@@ -1,0 +1,43 @@
+"""C++ of our own, compiled once by the compiler of this machine into the user's cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def compiled(source: str, flags: Sequence[str]) -> ctypes.CDLL:
+    """The shared library of a file of this folder, made where it is not there yet.
+
+    Raises OSError where there is no compiler or no room, and SubprocessError where it fails.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "g++"
+    file = HERE / source
+    made_of = file.read_bytes(), compiler, tuple(flags), platform.machine()
+    named = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nachim"
+    path = folder / f"{file.stem}-{named}.so"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            out = Path(made) / path.name
+            command = [*shlex.split(compiler), *flags, "-std=c++17", "-shared", "-fPIC", "-fopenmp", file, "-o", out]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            out.replace(path)
+    return ctypes.CDLL(str(path))
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a compiler, or the system, said."""
+    told = getattr(error, "stderr", None) or str(error)
+    return told.strip().splitlines()[0]
