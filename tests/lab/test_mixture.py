@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from tiny import tiny_recipe, write_corpus
 
 from nachim.budget.shape import shape
+from nachim.lab.claim import claim
 from nachim.lab.ladder import name_of
 from nachim.lab.mixture import LEAST, Simplex, mixed, simplex, table_of
 from nachim.lab.mixture_online import Online, OnlineStudy, reweighed
-from nachim.lab.mixture_study import MixQuestion, MixStudy
+from nachim.lab.mixture_study import QUESTION, MixQuestion, MixStudy
 from nachim.lab.work import Place, carry_out
 from nachim.model.weights import latest
 from nachim.spec import WSD, Constant, Files, Ingredient, Mixture, Run, UserError
@@ -82,7 +83,7 @@ def test_from_corpora_to_a_verdict_and_nothing_twice(made, tmp_path):
     for chain in design.chains():  # in this process: workers are tested with ladders
         for one in chain.runs:
             carry_out(one, study.root / "runs" / name_of(one), place, lambda *_: None)
-    study.claim()
+    claim(study.root / QUESTION, study.question)
     runs = study.climb()
     assert runs.corpora == ("cats", "owls") and set(runs.texts) == {"cats", "owls"} and len(runs) == 8
     sealed = study.forecast()
@@ -106,7 +107,7 @@ def test_from_corpora_to_a_verdict_and_nothing_twice(made, tmp_path):
     with pytest.raises(UserError, match="has begun: a forecast comes before its runs"):
         study.forecast()
     with pytest.raises(UserError, match="holds another study"):
-        replace(study, question=replace(study.question, mixtures=6)).claim()
+        replace(study, question=replace(study.question, mixtures=6)).run()
 
 
 def test_weights_follow_the_excess_as_the_paper_says():

@@ -94,7 +94,7 @@ def test_a_study_is_done_once_and_goes_on(asked, here, tmp_path):
         model = question.run_of(one["vocab_size"], 0).model
         assert one["params_share"] == 2 * one["vocab_size"] * 16 / model.params_total
     with pytest.raises(UserError, match=r"holds another study .*held_out_bytes"):
-        VocabularyStudy(root, replace(question, held_out_bytes=9_000), place, 1, Silent()).claim()
+        VocabularyStudy(root, replace(question, held_out_bytes=9_000), place, 1, Silent()).run()
 
 
 def test_without_seeds_nothing_is_trained(asked, here, tmp_path):

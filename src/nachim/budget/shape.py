@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 from nachim.spec import Attention, Decoder, SwiGLU, UserError
 
 WIDTHS = (*range(32, 512, 16), *range(512, 8193, 64))
-"""Every head 16 wide, from 512 on 64: heads of other widths in between cost up to 2 % of loss, or gain them."""
+"""Heads are 16 wide, from 512 on 64: members whose heads had other widths lay up to 2 % of loss off the law of the others
+(`ideas/head_width.md`)."""
+FREE, SLIM = 128, (0.85, 1.35)
+"""Up to this width a member may have any layers between so many times what `shape` would give it, were they not whole:
+whole layers are far apart there."""
 
 
 def shape(d_model: int, vocab_size: int) -> Decoder:
@@ -25,7 +30,7 @@ def shape(d_model: int, vocab_size: int) -> Decoder:
     return Decoder(
         vocab_size=vocab_size,
         d_model=d_model,
-        n_layers=max(2, int((d_model / 16) ** 0.75)),
+        n_layers=max(2, int(_depth(d_model))),
         attention=attention,
         ffn=SwiGLU(d_ff=round(d_model / 3) * 8),
     )
@@ -34,8 +39,20 @@ def shape(d_model: int, vocab_size: int) -> Decoder:
 @functools.cache
 def family(vocab_size: int, seq_len: int) -> tuple[tuple[float, Decoder], ...]:
     """Every member with its M, FLOP/token, smallest first."""
-    members = (shape(width, vocab_size) for width in WIDTHS)
-    return tuple((float(model.flops_per_token(seq_len)), model) for model in members)
+    members = (model for width in WIDTHS for model in _members(shape(width, vocab_size)))
+    return tuple(sorted(((float(m.flops_per_token(seq_len)), m) for m in members), key=lambda member: member[0]))
+
+
+def _members(model: Decoder) -> list[Decoder]:
+    """A width's members."""
+    if model.d_model > FREE:
+        return [model]
+    low, high = (share * _depth(model.d_model) for share in SLIM)
+    return [replace(model, n_layers=layers) for layers in range(max(2, math.ceil(low)), math.floor(high) + 1)]
+
+
+def _depth(d_model: int) -> float:
+    return (d_model / 16) ** 0.75
 
 
 def nearest_shape(flops_per_token: float, vocab_size: int, seq_len: int) -> Decoder:

@@ -18,13 +18,14 @@ import numpy as np
 
 from nachim.data.mix import Mixed
 from nachim.evaluate.bpb import Windows, measure
+from nachim.lab.claim import claim
 from nachim.lab.launch.local import event_of
 from nachim.lab.mixture import mixed
 from nachim.lab.study import View
 from nachim.lab.work import Place, Share, carry_out, open_batches
 from nachim.law.forms import Array
 from nachim.model.load import load
-from nachim.spec import Constant, Mixture, Part, Reweight, Run, UserError, diff
+from nachim.spec import Constant, Mixture, Part, Reweight, Run
 from nachim.spec.disk import locked, write_text
 from nachim.train import checkpoint
 from nachim.train.loop import Watch
@@ -115,7 +116,7 @@ class OnlineStudy:
         the reference, and `weights`, the average over stretches: the mixture to use. Goes on where an earlier process
         stopped. Raises UserError, and Stopped when the view says so.
         """
-        self._claim()
+        claim(self.root / QUESTION, self.question, "search")
         with locked(self.root / "lock"):
             self.view.stage("corpora")
             batches = open_batches(self.question.base.data, self.place.cache, self.view.share)
@@ -146,14 +147,6 @@ class OnlineStudy:
             }
             write_text(self.root / WEIGHTS, json.dumps(found, indent=2) + "\n")
             return found
-
-    def _claim(self) -> None:
-        path = self.root / QUESTION
-        if not path.exists():
-            self.question.save(path)
-        if (found := Online.load(path)) != self.question:
-            changes = "; ".join(str(change) for change in diff(found, self.question))
-            raise UserError(f"{self.root} holds another search ({changes}): choose another --out, or remove it")
 
     def _stretch(self, number: int, weights: list[tuple[float, ...]], batches: Mixed) -> dict[str, float]:
         """Train the proxy to the end of a stretch; its loss on each corpus."""

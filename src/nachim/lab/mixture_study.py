@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nachim.data.mix import Mixed, stages
+from nachim.lab.claim import claim
 from nachim.lab.forecast import LEVEL, digest, open_seal
 from nachim.lab.ladder import Chain, name_of
 from nachim.lab.launch.local import carry_out_all
@@ -22,7 +23,7 @@ from nachim.law.forms import Array
 from nachim.law.mixture import Best, MixtureFit, fit_mixture, plain
 from nachim.law.mixture_runs import MixtureRuns
 from nachim.law.mixture_runs import read as read_runs
-from nachim.spec import Mixture, Part, Run, UserError, diff
+from nachim.spec import Mixture, Part, Run, UserError
 from nachim.spec.disk import locked, write_text
 from nachim.train.schedule import stable_steps
 
@@ -72,20 +73,11 @@ class MixStudy:
 
         Raises UserError, and Stopped when the view says so.
         """
-        self.claim()
+        claim(self.root / QUESTION, self.question)
         with locked(self.root / "lock"):
             self.climb()
             self.forecast()
             return self.verdict()
-
-    def claim(self) -> None:
-        """Make the folder this question's. Raises UserError when it holds another."""
-        path = self.root / QUESTION
-        if not path.exists():
-            self.question.save(path)
-        if (found := MixQuestion.load(path)) != self.question:
-            changes = "; ".join(str(change) for change in diff(found, self.question))
-            raise UserError(f"{self.root} holds another study ({changes}): choose another --out, or remove it")
 
     def design(self) -> Simplex:
         """The mixtures to train: the base's own, and others spread over the simplex."""

@@ -20,6 +20,7 @@ from nachim.budget.shape import shape
 from nachim.budget.throughput import Throughput
 from nachim.data.prepare import prepare
 from nachim.data.prepared import Prepared
+from nachim.lab.claim import claim
 from nachim.lab.forecast import choose_shape, forecast, most_tokens, open_seal, seal
 from nachim.lab.ladder import Design, Ladder, make_ladder
 from nachim.lab.launch.local import Event, carry_out_all, event_of
@@ -32,7 +33,7 @@ from nachim.lab.verdict import judge
 from nachim.lab.work import Place, carry_out, result_of
 from nachim.law import Study as Reading
 from nachim.law import study as read_law
-from nachim.spec import Data, Machine, Part, Run, UserError, diff
+from nachim.spec import Data, Machine, Part, Run, UserError
 from nachim.spec.disk import locked, write_text
 from nachim.train.loop import Watch
 from nachim.train.machine import measure_machine
@@ -114,13 +115,7 @@ class Study:
 
     def claim(self) -> None:
         """Make the folder this question's. Raises UserError when it holds another."""
-        path = self.root / "study.json"
-        if not path.exists():
-            self.question.save(path)
-        found = Question.load(path)
-        if found != self.question:
-            changes = "; ".join(str(change) for change in diff(found, self.question))
-            raise UserError(f"{self.root} holds another study ({changes}): choose another --out, or remove it")
+        claim(self.root / "study.json", self.question)
 
     def note_command(self) -> None:
         """Add this command to the folder's list."""

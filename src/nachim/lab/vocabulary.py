@@ -17,13 +17,14 @@ import numpy as np
 
 from nachim.data.prepare import prepare
 from nachim.data.prepared import Prepared
+from nachim.lab.claim import claim
 from nachim.lab.ladder import Chain, name_of
 from nachim.lab.launch.local import carry_out_all
 from nachim.lab.store import finished, table_of
 from nachim.lab.study import View
 from nachim.lab.work import Place
 from nachim.law.blocks import Blocks
-from nachim.spec import BPE, Mixture, Part, Run, Unigram, UserError, Validation, diff
+from nachim.spec import BPE, Mixture, Part, Run, Unigram, UserError, Validation
 from nachim.spec.disk import locked, write_text
 
 QUESTION, OBSERVATIONS, SUMMARY = "vocabulary.json", "observations.csv", "summary.json"
@@ -97,7 +98,7 @@ class VocabularyStudy:
 
         Raises UserError, and Stopped when the view says so.
         """
-        self.claim()
+        claim(self.root / QUESTION, self.question, seeds=self.question.seeds)
         with locked(self.root / "lock"):
             sizes = [self._counted(size, prepared) for size, prepared in self.prepared().items()]
             found: dict[str, Any] = {"flops": self.question.flops, "seeds": self.question.seeds, "sizes": sizes}
@@ -105,16 +106,6 @@ class VocabularyStudy:
                 found |= judged(self.losses(), sizes)
             write_text(self.root / SUMMARY, json.dumps(found, indent=1) + "\n")
         return found
-
-    def claim(self) -> None:
-        """Make the folder this question's; more seeds may be asked of it. Raises UserError when it holds another."""
-        path = self.root / QUESTION
-        if path.exists():
-            found = replace(VocabularyQuestion.load(path), seeds=self.question.seeds)
-            if found != self.question:
-                changes = "; ".join(str(change) for change in diff(found, self.question))
-                raise UserError(f"{self.root} holds another study ({changes}): choose another --out, or remove it")
-        self.question.save(path)
 
     def prepared(self) -> dict[int, Prepared]:
         """The corpus in every vocabulary."""
