@@ -9,45 +9,34 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-from pathlib import Path
 
 import numpy as np
+from kept import studies
 from rich.console import Console
 from rich.table import Table
 
 from nachim.lab.store import run_noise
-from nachim.law import Observations, read, study
-from nachim.law.onset import weighed
-from nachim.spec import Run
+from nachim.law import Observations, study
 
-IDEAS = Path(__file__).parent
-MADE_UP = IDEAS / "prior" / "10min-s0"
+MADE_UP = "prior/10min-s0"
 RUN_NOISE, SHAPE_NOISE = 0.008, 0.004
 """Standard deviations of log loss between runs, and between shapes, of made-up ladders."""
-
-
-def target(folder: Path) -> Run:
-    """The run that the study in `folder` forecast."""
-    return Run.from_json(json.loads((folder / "forecast.json").read_text())["run"])
 
 
 def sealed(console: Console) -> None:
     """The table of studies."""
     table = Table("study", "with the prior (90 %)", "error", "without (90 %)", "error")
     errors: dict[bool, list[float]] = {True: [], False: []}
-    for folder in sorted(path.parent for path in IDEAS.glob("**/observations.csv")):
-        run, measured = target(folder), json.loads((folder / "verdict.json").read_text())["measured"]
-        observed = read(folder / "observations.csv")
-        obs = weighed(dataclasses.replace(observed, weight=np.ones(len(observed))))
+    for kept in studies():
+        obs, run = kept.late, kept.target
         cells = []
         for known in (True, False):
             reading = study(obs, noise=run_noise(obs) if known else None)
             bpb, low, high = reading.predict(x=run.flops_per_token, tokens=run.train.tokens)
-            errors[known].append(100 * (measured / float(bpb) - 1))
-            outside = "" if low <= measured <= high else ", outside"
+            errors[known].append(kept.error(float(bpb)))
+            outside = "" if low <= kept.measured <= high else ", outside"
             cells += [f"{bpb:.4f} ({low:.3f}-{high:.3f})", f"{errors[known][-1]:+.2f} %{outside}"]
-        table.add_row(str(folder.relative_to(IDEAS)), *cells)
+        table.add_row(kept.name, *cells)
     means = [f"{np.sqrt(np.mean(np.square(errors[known]))):.2f} %" for known in (True, False)]
     table.add_row("root mean square", "", means[0], "", means[1])
     console.print(table)
@@ -72,7 +61,8 @@ def world(obs: Observations, rng: np.random.Generator, x: float, tokens: float) 
 
 def made_up(console: Console, worlds: int) -> None:
     """The table of made-up ladders."""
-    run, obs, rng = target(MADE_UP), read(MADE_UP / "observations.csv"), np.random.default_rng(0)
+    made_of = next(kept for kept in studies() if kept.name == MADE_UP)
+    run, obs, rng = made_of.target, made_of.runs, np.random.default_rng(0)
     found: dict[bool, list[tuple[float, bool, float]]] = {True: [], False: []}
     for _ in range(worlds):
         made, truth = world(obs, rng, run.flops_per_token, run.train.tokens)

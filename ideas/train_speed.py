@@ -3,6 +3,7 @@
 python ideas/train_speed.py products     # FLOP/s of a step's matrix multiplications, by precision
 python ideas/train_speed.py forms        # the step as it is, with all logits at once, with compiled blocks
 python ideas/train_speed.py forms --heap # the same, the C library told to keep freed memory
+python ideas/train_speed.py functions # steps of ladders with functions of one pass, and with torch's operations
 python ideas/train_speed.py bits         # hashes of the weights after 3 steps, by threads and form
 """
 
@@ -22,8 +23,11 @@ from unittest import mock
 import torch
 import tyro
 
+from nachim.budget.layout import Job
+from nachim.budget.shape import shape
+from nachim.lab.speed import run_of, stepping
 from nachim.lab.work import next_token_loss
-from nachim.model import build, loss
+from nachim.model import build, fused, loss
 from nachim.model.decoder import initialise
 from nachim.spec import BPE, WSD, AdamW, Data, Run, Train, plain
 from nachim.train import rates
@@ -33,6 +37,7 @@ from nachim.train.step import Stepper
 BATCH, LENGTH, VOCAB = 8, 512, 8192
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 Form = Literal["as it is", "all logits", "compiled blocks"]
+What = Literal["products", "forms", "functions", "bits"]
 
 
 def stepper_of(form: Form) -> Stepper:
@@ -74,8 +79,8 @@ def products() -> None:
     shapes = ((1024, 1024, 1024), *((BATCH * LENGTH, inner, columns) for inner, columns in ((256, 768), (256, 1360))))
     with mock.patch.dict(rates.DTYPES, fp16=torch.float16):
         found = rates.matmul_rates(shapes, ("fp32", "bf16", "fp16"), "cpu", 0.5)
-    for (shape, precision), rate in found.items():
-        print(f"{precision} {shape}: {rate / 1e9:.0f} GFLOP/s")
+    for (sizes, precision), rate in found.items():
+        print(f"{precision} {sizes}: {rate / 1e9:.0f} GFLOP/s")
 
 
 def forms(rounds: int, heap: bool) -> None:
@@ -105,6 +110,23 @@ def forms(rounds: int, heap: bool) -> None:
         print(f"{name}: {rate:,.0f} tokens/core-s; user {user:.2f} s, system {system:.2f} s, {faults:,.0f} page faults")
 
 
+def functions(rounds: int) -> None:
+    """Steps of the family's shapes in turn, with functions of one pass and without."""
+    for width, batch in ((32, 256), (32, 1024), (48, 512), (64, 1024), (96, 2048), (256, 4096)):
+        model = shape(width, 512)
+        run = run_of(Job(model=model, seq_len=128, batch_tokens=batch, optimizer="muon", precision="fp32"))
+        ours, torchs, ratios = stepping(run, "cpu"), stepping(run, "cpu"), []
+        for _ in range(3 * rounds):
+            spent = []
+            for step, library in ((ours, fused.library), (torchs, lambda: None)):
+                with mock.patch.object(fused, "library", library):
+                    spent.append(sum(sum(used(step)[:2]) for _ in range(5)) / 5)
+            ratios.append((spent[1] / spent[0], *spent))
+        ratio, one, other = (statistics.median(column) for column in zip(*ratios, strict=True))
+        name = f"{model.n_layers} x {width}, {batch} tokens"
+        print(f"{name}: {1e3 * one:.1f} ms, torch's {1e3 * other:.1f} ms of a core: {ratio:.2f}", flush=True)
+
+
 def bits() -> None:
     """Whether weights depend on the threads."""
     for form in ("as it is", "compiled blocks"):
@@ -120,10 +142,11 @@ def bits() -> None:
             print(f"{form}, {threads} threads: {digest.hexdigest()[:16]}", flush=True)
 
 
-def main(what: tyro.conf.Positional[Literal["products", "forms", "bits"]], rounds: int = 5, heap: bool = False) -> None:
+def main(what: tyro.conf.Positional[What], rounds: int = 5, heap: bool = False) -> None:
     """Try it."""
     torch.set_num_threads(1)
-    {"products": products, "forms": lambda: forms(rounds, heap), "bits": bits}[what]()
+    tried = {"products": products, "forms": lambda: forms(rounds, heap), "bits": bits}
+    (tried | {"functions": lambda: functions(rounds)})[what]()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import replace
 from nachim.spec import Attention, Decoder, SwiGLU, UserError
 
 WIDTHS = (*range(32, 512, 16), *range(512, 8193, 64))
-"""Heads are 16 wide, from 512 on 64: members whose heads had other widths lay up to 2 % of loss off the law of the others
+"""Heads are 16 wide, from 512 on 64: members with heads of other widths lay up to 2 % of loss off the law of the others
 (`ideas/head_width.md`)."""
 FREE, SLIM = 128, (0.85, 1.35)
 """Up to this width a member may have any layers between so many times what `shape` would give it, were they not whole:

@@ -27,9 +27,9 @@ FLOORS = (0.02, 0.4, 0.7, 0.9)
 EFFICIENT = 1.345
 """Huber's delta over the noise: squared loss for normal noise but for 5 % of the runs' worth (Huber 1964)."""
 KNOWN = np.array([[0.55, 0.0, 0.0, 0.45, 0.35, 0.0], [0.2, np.inf, np.inf, 0.15, 0.1, 0.3]])
-"""Means and standard deviations of E over the mean loss, log A, log B, alpha, beta and log k: chosen to hold the fits of
-arXiv 2203.15556, 2305.16264 and 2404.10102, whose alpha are 0.34 to 0.35 and beta 0.28 to 0.37 over parameters, and the
-steeper alpha over FLOPs a token, which counts the attention of small models."""
+"""Means and standard deviations of E over the mean loss, log A, log B, alpha, beta and log k: chosen to hold the fits
+of arXiv 2203.15556, 2305.16264 and 2404.10102, whose alpha are 0.34 to 0.35 and beta 0.28 to 0.37 over parameters, and
+the steeper alpha over FLOPs a token, which counts the attention of small models."""
 
 
 @dataclass(frozen=True)
