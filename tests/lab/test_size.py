@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nachim.budget.shape import shape
+from nachim.budget.shape import family
 from nachim.budget.throughput import Throughput
 from nachim.lab.ladder import make_ladder
 from nachim.lab.recipe import Recipe
@@ -28,6 +28,8 @@ def test_plan_fills_the_time_and_keeps_the_promises(seconds: float) -> None:
     plan = size(RECIPE, seconds, UNIQUE, pace(2e10), "trunks")
     assert 0.85 * seconds <= total(plan) <= seconds
     assert len(plan.shapes) >= 5
+    assert len({model.n_layers for model in plan.shapes}) == 1
+    assert {model.attention.d_head for model in plan.shapes} == {16}
     assert len(planned(plan)) >= 20
     assert plan.levels[-1] / plan.levels[0] == pytest.approx(10)
     assert plan.target_flops >= REACH * plan.levels[-1] * 0.999
@@ -51,7 +53,7 @@ def lay_out_in(seconds: float) -> Plan:
 
 
 def planned(plan: Plan) -> tuple[Run, ...]:
-    recipe = anchored(RECIPE, plan.levels[0], plan.design)
+    recipe = anchored(RECIPE, plan.levels, plan.design)
     return make_ladder(recipe, plan.shapes, plan.levels, UNIQUE, plan.design, plan.least_tokens).runs
 
 
@@ -62,19 +64,20 @@ def test_a_faster_machine_climbs_higher() -> None:
 
 def test_trunks_share_a_rate_that_suits_every_shape() -> None:
     """The sweep's shape is the base, where CompleteP is the standard one; separate runs keep a rate of their own."""
-    base, shared = sweep_shape(RECIPE, 1e11), anchored(RECIPE, 1e11, "trunks")
+    levels = (1e11, 1e12)
+    base, shared = sweep_shape(RECIPE, 1e11), anchored(RECIPE, levels, "trunks")
     part = shared.run(base, 1e11, 1e6).model.parametrisation
     assert isinstance(part, CompleteP)
     assert (part.wider(base.d_model), part.deeper(base.n_layers), part.score(base.attention.d_head)) == (1, 1, 1)
     assert shared.run(base, 1e13, 1e8).train.optimizer == shared.run(base, 1e11, 1e6).train.optimizer
-    assert anchored(RECIPE, 1e11, "isoflop").run(base, 1e11, 1e6).model.parametrisation == Standard()
+    assert anchored(RECIPE, levels, "isoflop").run(base, 1e11, 1e6).model.parametrisation == Standard()
 
 
 def test_a_target_has_a_shape_that_takes_it_within_one_epoch() -> None:
     """However much time there is: the M of the family between the target's least and twice the ladder's largest."""
     unique = 2_000_000
     plan = size(RECIPE, 36_000, unique, pace(2e10), "trunks")
-    sizes = [shape(width, 512).flops_per_token(128) for width in range(16, 257, 8)]
+    sizes = [m for m, _ in family(512, 128, plan.shapes[0].n_layers)]
     largest = max(model.flops_per_token(128) for model in plan.shapes)
     assert any(plan.target_flops / unique <= m <= 2 * largest for m in sizes)
 

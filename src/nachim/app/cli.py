@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import tyro
 
+import nachim
 from nachim.spec import UserError
 from nachim.train.stopping import Stopped
 
@@ -47,6 +50,7 @@ VERBS = {
 def main() -> None:
     """Run the verb named on the command line; exit with 2 on bad input, 130 when interrupted with nothing saved."""
     asked = sys.argv[1:]
+    warnings.showwarning = _told
     try:
         if asked and asked[0] in VERBS:
             status = tyro.cli(function_of(asked[0]), prog=f"nachim {asked[0]}", args=asked[1:])
@@ -65,6 +69,12 @@ def main() -> None:
         print("nachim: stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
     sys.exit(status)
+
+
+def _told(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:
+    """A warning as a sentence; where it comes from only where the code that gave it is not ours."""
+    ours = Path(filename).is_relative_to(Path(nachim.__file__).parent)
+    print(f"nachim: {message}" if ours else f"{filename}:{lineno}: {category.__name__}: {message}", file=sys.stderr)
 
 
 def function_of(verb: str) -> Callable[..., int]:

@@ -11,9 +11,6 @@ from nachim.spec import Attention, Decoder, SwiGLU, UserError
 WIDTHS = (*range(32, 512, 16), *range(512, 8193, 64))
 """Heads are 16 wide, from 512 on 64: members with heads of other widths lay up to 2 % of loss off the law of the others
 (`ideas/head_width.md`)."""
-FREE, SLIM = 128, (0.85, 1.35)
-"""Up to this width a member may have any layers between so many times what `shape` would give it, were they not whole:
-whole layers are far apart there."""
 
 
 def shape(d_model: int, vocab_size: int) -> Decoder:
@@ -30,36 +27,33 @@ def shape(d_model: int, vocab_size: int) -> Decoder:
     return Decoder(
         vocab_size=vocab_size,
         d_model=d_model,
-        n_layers=max(2, int(_depth(d_model))),
+        n_layers=max(2, int((d_model / 16) ** 0.75)),
         attention=attention,
         ffn=SwiGLU(d_ff=round(d_model / 3) * 8),
     )
 
 
 @functools.cache
-def family(vocab_size: int, seq_len: int) -> tuple[tuple[float, Decoder], ...]:
-    """Every member with its M, FLOP/token, smallest first."""
-    members = (model for width in WIDTHS for model in _members(shape(width, vocab_size)))
-    return tuple(sorted(((float(m.flops_per_token(seq_len)), m) for m in members), key=lambda member: member[0]))
+def family(vocab_size: int, seq_len: int, n_layers: int | None = None) -> tuple[tuple[float, Decoder], ...]:
+    """Every member with its M, FLOP/token, smallest first: as deep as `shape` has it, or all of `n_layers`."""
+    members = [shape(width, vocab_size) for width in WIDTHS]
+    if n_layers is not None:
+        members = [replace(model, n_layers=n_layers) for model in members]
+    return tuple((float(model.flops_per_token(seq_len)), model) for model in members)
 
 
-def _members(model: Decoder) -> list[Decoder]:
-    """A width's members."""
-    if model.d_model > FREE:
-        return [model]
-    low, high = (share * _depth(model.d_model) for share in SLIM)
-    return [replace(model, n_layers=layers) for layers in range(max(2, math.ceil(low)), math.floor(high) + 1)]
+def middle_layers(low: float, high: float, vocab_size: int, seq_len: int) -> int:
+    """Layers of the family's decoder in the middle between M = `low` and `high` FLOP/token."""
+    middle = max((low * high) ** 0.5, family(vocab_size, seq_len)[0][0])
+    return nearest_shape(middle, vocab_size, seq_len).n_layers
 
 
-def _depth(d_model: int) -> float:
-    return (d_model / 16) ** 0.75
-
-
-def nearest_shape(flops_per_token: float, vocab_size: int, seq_len: int) -> Decoder:
-    """The family's decoder whose M is nearest in ratio. Raises UserError when none is within a factor of two."""
+def nearest_shape(flops_per_token: float, vocab_size: int, seq_len: int, n_layers: int | None = None) -> Decoder:
+    """The decoder of `family` whose M is nearest in ratio. Raises UserError when none is within a factor of two."""
     if not flops_per_token > 0:
         raise UserError(f"M = {flops_per_token:.3g} FLOP/token is no size of a model: it must be above 0")
-    found, best = min(family(vocab_size, seq_len), key=lambda member: abs(math.log(member[0] / flops_per_token)))
+    members = family(vocab_size, seq_len, n_layers)
+    found, best = min(members, key=lambda member: abs(math.log(member[0] / flops_per_token)))
     if not 0.5 < found / flops_per_token < 2:
         raise UserError(
             f"no decoder has M = {flops_per_token:.3g} FLOP/token at length {seq_len}; the nearest has {found:.3g}: "
@@ -68,11 +62,13 @@ def nearest_shape(flops_per_token: float, vocab_size: int, seq_len: int) -> Deco
     return best
 
 
-def ladder_shapes(low: float, high: float, count: int, vocab_size: int, seq_len: int) -> list[Decoder]:
-    """At most `count` different decoders with M evenly spaced in ratio from `low` to `high` FLOP/token, smallest first.
+def ladder_shapes(
+    low: float, high: float, count: int, vocab_size: int, seq_len: int, n_layers: int | None = None
+) -> list[Decoder]:
+    """At most `count` different decoders of `family`, M evenly spaced in ratio from `low` to `high` FLOP/token.
 
     Raises UserError when no decoder is that small or that large.
     """
     step = (high / low) ** (1 / max(1, count - 1))
-    found = (nearest_shape(low * step**i, vocab_size, seq_len) for i in range(count))
+    found = (nearest_shape(low * step**i, vocab_size, seq_len, n_layers) for i in range(count))
     return list(dict.fromkeys(found))

@@ -32,7 +32,7 @@ from nachim.spec import BPE, Data, Decoder, Part, Run, UserError
 from nachim.spec.disk import locked, read_json, write_text
 
 QUESTION, PLAN, FORECAST, VERDICT = "worth.json", "plan.json", "forecast.json", "verdict.json"
-LEVELS, SPAN, SHAPES, SPREAD = 4, 6.0, 3, 2.0
+LEVELS, SPAN, SHAPES, SPREAD = 4, 6.0, 3, 3.0
 """Budgets of the ladder and their range; shapes, and how many times the smallest's M the largest's is at least. With
 two seeds that is six trunks, which an interval can be told from, and enough shapes for a law."""
 VALIDATION_TOKENS = 32_768
@@ -277,20 +277,20 @@ def lay_out(question: Question, recipe: Recipe, top: float, pace: Throughput, wo
     M spans from six tenths of the optimum at the lowest budget to that at the check's, as in `nachim.lab.size`.
     """
     data, levels, flops = recipe.data, budgets(top, LEVELS, SPAN), question.times * top
-    begun = anchored(recipe, levels[0], "trunks")
+    begun = anchored(recipe, levels, "trunks")
     low, high = span_of_shapes(levels[0], flops)
-    smallest = family(data.tokenizer.vocab_size, data.seq_len)[0][0]
+    smallest = family(data.tokenizer.vocab_size, data.seq_len, begun.layers)[0][0]
     trainable = top / (1.25 * FEWEST_STEPS * begun.batch_tokens(top))
     low = max(low, smallest)
     high = min(max(high, SPREAD * low), trainable)
     if high < SPREAD * low:
         return None
-    shapes = tuple(ladder_shapes(low, high, SHAPES, data.tokenizer.vocab_size, data.seq_len))
+    shapes = tuple(ladder_shapes(low, high, SHAPES, data.tokenizer.vocab_size, data.seq_len, begun.layers))
     wanted = min(max(smallest, family_opt(flops)), WIDER * shapes[-1].flops_per_token(data.seq_len))
     plan = WorthPlan(
         levels=tuple(levels),
         shapes=shapes,
-        target=nearest_shape(wanted, data.tokenizer.vocab_size, data.seq_len),
+        target=nearest_shape(wanted, data.tokenizer.vocab_size, data.seq_len, begun.layers),
         target_flops=flops,
         seconds=0.0,
     )
@@ -313,14 +313,14 @@ def ladder_of(question: Question, recipe: Recipe, plan: WorthPlan) -> Ladder:
     there is enough of it is part of what a decision about data decides."""
     chains: list[Chain] = []
     for seed in range(question.seed, question.seed + question.seeds):
-        begun = replace(anchored(recipe, plan.levels[0], "trunks"), seed=seed)
+        begun = replace(anchored(recipe, plan.levels, "trunks"), seed=seed)
         chains += make_ladder(begun, plan.shapes, plan.levels, 1 << 62, "trunks").chains
     return Ladder(chains=tuple(chains))
 
 
 def targets(question: Question, recipe: Recipe, plan: WorthPlan) -> list[Run]:
     """The larger rung of a data set, by each seed that it has."""
-    begun = anchored(recipe, plan.levels[0], "trunks")
+    begun = anchored(recipe, plan.levels, "trunks")
     tokens = plan.target_flops / plan.target.flops_per_token(recipe.data.seq_len)
     seeds = range(question.seed, question.seed + (question.pairs or question.seeds))
     return [begun.run(plan.target, plan.target_flops, tokens, seed=seed) for seed in seeds]

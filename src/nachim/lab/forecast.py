@@ -35,16 +35,19 @@ class Forecast:
 
 
 def reachable(data: Data, runs: Sequence[Run], flops: float, unique_tokens: int) -> list[tuple[float, Decoder]]:
-    """The family's decoders, each with its M, that a law of `runs` may speak of and that take `flops` in an epoch.
+    """The family's decoders, each with its M, that a law of `runs` may speak of and that take `flops` in an epoch: of
+    their depth, where they have one.
 
     Raises UserError when none does: tokens seen again are worth less, and the law has seen none.
     """
     scale = [float(run.flops_per_token) for run in runs]
     low, high = min(scale), WIDER * max(scale)
     most = most_tokens(runs, unique_tokens)
+    depths = {run.model.n_layers for run in runs}
+    depth = depths.pop() if len(depths) == 1 else None
     found = [
         (m, model)
-        for m, model in family(data.tokenizer.vocab_size, data.seq_len)
+        for m, model in family(data.tokenizer.vocab_size, data.seq_len, depth)
         if flops / m <= most and low <= m <= high
     ]
     if not found:

@@ -47,7 +47,8 @@ class Recipe(Part):
     With an `anchor` they are those of its compute in every run, and from its tokens on the batch grows with the tokens
     seen: a run is then the beginning of any longer one, and small runs and their target follow one course. Without it
     they are those of the run's own compute. The batch is rounded to a power of two of sequences. Every model takes the
-    `parametrisation`, which makes one rate do for all shapes.
+    `parametrisation`, which makes one rate do for all shapes, and has so many `layers`, where that is said: one more is
+    worth less than the compute it takes or more, which no law of M knows (`ideas/one_depth.md`).
     """
 
     data: Data
@@ -56,6 +57,7 @@ class Recipe(Part):
     batch_factor: float = 1.0
     anchor: Anchor | None = None
     parametrisation: Parametrisation = later(Standard())
+    layers: int | None = later(None)
     warmup_steps: int = 64
     optimizer: Literal["muon", "adamw"] = "muon"
     schedule: Literal["wsd", "cosine", "multistep"] = "wsd"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from nachim.budget.cost import disk_bytes, makespan
-from nachim.budget.shape import family, ladder_shapes, nearest_shape
+from nachim.budget.shape import family, ladder_shapes, middle_layers, nearest_shape
 from nachim.budget.throughput import Throughput
 from nachim.lab.forecast import reachable
 from nachim.lab.ladder import FEWEST_STEPS, Chain, Design, Ladder, budgets, make_ladder
@@ -75,13 +75,13 @@ def lay_out(
     """
     levels = budgets(top)
     target = REACH * top
-    recipe = anchored(recipe, levels[0], design)
+    recipe = anchored(recipe, levels, design)
     data = recipe.data
     low, high = span_of_shapes(levels[0], target)
-    smallest = family(data.tokenizer.vocab_size, data.seq_len)[0][0]
+    smallest = family(data.tokenizer.vocab_size, data.seq_len, recipe.layers)[0][0]
     trainable = top / (1.25 * max(least_tokens, FEWEST_STEPS * recipe.batch_tokens(top)))
     low, high = max(low, smallest), min(high, trainable)
-    shapes = tuple(ladder_shapes(low, high, SHAPES, data.tokenizer.vocab_size, data.seq_len))
+    shapes = tuple(ladder_shapes(low, high, SHAPES, data.tokenizer.vocab_size, data.seq_len, recipe.layers))
     ladder = make_ladder(recipe, shapes, levels, unique_tokens, design, least_tokens)
     extra = repeat(recipe, ladder)
     stages = sweep(recipe, sweep_shape(recipe, levels[0]), levels[0])
@@ -117,21 +117,25 @@ def span_of_shapes(lowest: float, target: float) -> tuple[float, float]:
 def sweep_shape(recipe: Recipe, flops: float) -> Decoder:
     """The shape the sweep is made on: the planned optimum of the lowest budget."""
     data = recipe.data
-    smallest = family(data.tokenizer.vocab_size, data.seq_len)[0][0]
-    return nearest_shape(max(smallest, family_opt(flops)), data.tokenizer.vocab_size, data.seq_len)
+    smallest = family(data.tokenizer.vocab_size, data.seq_len, recipe.layers)[0][0]
+    return nearest_shape(max(smallest, family_opt(flops)), data.tokenizer.vocab_size, data.seq_len, recipe.layers)
 
 
-def anchored(recipe: Recipe, flops: float, design: Design) -> Recipe:
-    """`recipe` with its anchor at the sweep's rung of `flops` and its shape as the base, for trunks; separate runs have
-    neither.
+def anchored(recipe: Recipe, levels: Sequence[float], design: Design) -> Recipe:
+    """`recipe` for a ladder of the budgets `levels`: of one depth, that of the middle of all its shapes; for trunks,
+    with its anchor at the sweep's rung of the lowest budget and its shape as the base; separate runs have neither.
 
     Runs of one course have one rate, and the best one falls as fast as width grows (measured in
     `ideas/parametrisation.md`): CompleteP takes that up.
     """
+    data = recipe.data
+    ends = span_of_shapes(levels[0], REACH * levels[-1])
+    recipe = replace(recipe, layers=middle_layers(*ends, data.tokenizer.vocab_size, data.seq_len))
     if design == "isoflop":
         return recipe
+    flops = levels[0]
     shape = sweep_shape(recipe, flops)
-    tokens = round(flops / shape.flops_per_token(recipe.data.seq_len))
+    tokens = round(flops / shape.flops_per_token(data.seq_len))
     base = CompleteP(base_width=shape.d_model, base_head=shape.attention.d_head, base_depth=shape.n_layers)
     return replace(recipe, anchor=Anchor(flops=flops, tokens=tokens), parametrisation=base)
 
@@ -230,7 +234,7 @@ def _try(
         plan = lay_out(recipe, top, unique_tokens, pace, design, least_tokens)
     except UserError:
         return None
-    return plan if useful(plan, anchored(recipe, plan.levels[0], design), unique_tokens) else None
+    return plan if useful(plan, anchored(recipe, plan.levels, design), unique_tokens) else None
 
 
 def useful(plan: Plan, recipe: Recipe, unique_tokens: int) -> bool:

@@ -221,7 +221,7 @@ class Study:
         if path.exists():
             return
         self.view.stage("sweep", plan.sweep_seconds)
-        recipe = anchored(self.recipe(), plan.levels[0], plan.design)
+        recipe = anchored(self.recipe(), plan.levels, plan.design)
         swept = settle(recipe, plan.sweep.runs[0].model, plan.levels[0], self._try, self.view.say)
         unique = prepare(self.question.data, self.cache).unique_tokens
         if not useful(plan, swept, unique):

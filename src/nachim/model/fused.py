@@ -21,6 +21,7 @@ from nachim.model.native import compiled, reason
 
 LEVELS = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
 """What torch calls the instructions of a CPU, and what compilers do."""
+UNCOMPILED = "functions of our own could not be compiled"
 BLOCK, WIDEST = 64, 1024
 """Rows that are summed by themselves, and the most numbers of a head: as in `fused.cpp`."""
 
@@ -33,8 +34,8 @@ def library() -> ctypes.CDLL | None:
         found = compiled("fused.cpp", ["-O3"] if level is None else ["-O3", level])
     except (OSError, subprocess.SubprocessError) as error:
         warnings.warn(
-            f"functions of our own could not be compiled ({reason(error)}): small models train slower on this CPU; "
-            "install g++, or name a compiler in CXX",
+            f"{UNCOMPILED} ({reason(error)}): small models train slower on this CPU; install g++, or name a compiler "
+            "in CXX",
             stacklevel=2,
         )
         return None

@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +17,7 @@ from typing import Any
 
 from nachim.lab.ladder import Chain, name_of
 from nachim.lab.work import Place, carry_out_chain
+from nachim.model import fused
 from nachim.spec import Run, UserError
 from nachim.train.loop import Watch
 from nachim.train.stopping import Stopped
@@ -58,6 +60,7 @@ def carry_out_all(
     The order given is the order of starting. Raises UserError when a worker process dies, naming what to do; the
     others' work is kept. Once `stopping()` every worker saves after the step it is at, and Stopped is raised.
     """
+    fused.library()  # compiled, or the want of a compiler told, once and not by every worker
     context = multiprocessing.get_context("spawn")
     news: Any = context.Queue()
     stop: Any = context.Event()
@@ -120,6 +123,7 @@ def _begin(news: Any, stop: Any, parent: int) -> None:
     _news, _stop, _parent = news, stop, parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", message=fused.UNCOMPILED)
 
 
 def _work(chain: Chain, root: Path, place: Place) -> None:
