@@ -16,6 +16,7 @@ from nachim.model.decoder import DecoderModule
 from nachim.model.frame import Frame
 from nachim.model.position import turns
 from nachim.spec import MLP, Attention, Decoder, LayerNorm, Learned, MoE, SwiGLU
+from tests.plainly import plainly
 
 H, A, S, B = 1024, 16, 512, 3
 GPT = Decoder(
@@ -85,7 +86,7 @@ def by_autograd(module: torch.nn.Module, x: Tensor, run: object) -> int:
             found[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with plainly(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run(x)
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 

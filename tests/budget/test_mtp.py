@@ -23,6 +23,7 @@ from nachim.model.decoder import is_matrix
 from nachim.spec import MTP, Muon, SwiGLU, plain
 from nachim.train.optimizer import build_optimizer
 from nachim.train.peak import peak_bytes
+from tests.plainly import plainly
 
 PLAIN = plain(d_model=64, n_layers=4, d_head=16, vocab_size=96)
 AHEAD = replace(PLAIN, mtp=MTP(depth=2))
@@ -39,7 +40,8 @@ def test_a_real_step_holds_what_is_forecast(case: Case) -> None:
     model = case.model(512)
     made = {"optimizer": case.optimizer, "precision": case.precision}
     job = Job(model=model, seq_len=case.seq_len, batch_tokens=case.seq_len * case.rows * case.times, **made)
-    measured = peak_bytes(steps(case, 512))
+    with plainly():
+        measured = peak_bytes(steps(case, 512))
     layout = Layout(micro_batch=case.rows)
     assert memory(job, layout, "cpu", case.activations).total == pytest.approx(measured, rel=0.03)
     alone = memory(replace(job, model=replace(model, mtp=None)), layout, "cpu", case.activations)

@@ -72,7 +72,7 @@ def small(monkeypatch):
 
 
 def study(tmp_path, found, **changes):
-    fields = {"flops": 1.2e10, "share": 0.3, "vocab_size": 300, "seq_len": 32, **changes}
+    fields = {"flops": 2.4e10, "share": 0.3, "vocab_size": 300, "seq_len": 32, **changes}
     question = Question(sources=found, **fields)
     return WorthStudy(tmp_path / "study", question, Place(tmp_path / "cache"), 1, Silent())
 

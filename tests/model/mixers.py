@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nachim.model import DecoderModule, build, fused  # noqa: F401 - the decoder's module registers those of its parts
+from nachim.model import DecoderModule, build  # noqa: F401 - the decoder's module registers those of its parts
 from nachim.model.frame import Frame
 from nachim.model.position import PositionModule
 from nachim.spec import Mixer, NoPosition, Position
@@ -62,22 +59,13 @@ def counted(part: Mixer, x_BTD: Tensor, start: int = 0, memory: dict[str, Tensor
     return found.get_total_flops()
 
 
-@contextlib.contextmanager
-def torchs_own() -> Iterator[None]:
-    """No functions of one pass: everything is made of torch's operations."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "library", lambda: None)
-        yield
-
-
 def remembered(part: Mixer, tokens: int = 256, position: Position = NoPosition()) -> float:
     """Values a token leaves behind for the backward pass in fp32, without the input of the norm before the mixer.
 
     What all layers share (masks, angles, decays of fixed rates) is little beside them.
     """
     module, x_BTD, place = drawn(part), torch.randn(2, tokens, WIDTH).requires_grad_(), position_of(position)
-    with torchs_own():
-        return by_autograd(module, x_BTD, lambda x: module(x, framed(x), place)) / x_BTD[..., 0].nbytes
+    return by_autograd(module, x_BTD, lambda x: module(x, framed(x), place)) / x_BTD[..., 0].nbytes
 
 
 def declared(part: Mixer) -> float:

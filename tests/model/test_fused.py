@@ -15,7 +15,7 @@ from nachim.model.frame import Frame
 from nachim.model.fused import CrossEntropy, Gate, Norm
 from nachim.model.position import PositionModule, RoPEModule
 from nachim.spec import Attention, Decoder, RoPE, SwiGLU
-from tests.model.mixers import torchs_own
+from tests.plainly import plainly
 
 pytestmark = pytest.mark.skipif(fused.library() is None, reason="this machine has no compiler")
 
@@ -149,7 +149,7 @@ def test_a_decoders_gradients_are_those_of_torchs_operations():
     model, ids_BT = decoder(), torch.randint(40, (3, 66), generator=torch.Generator().manual_seed(1))
     found = trained(model, ids_BT)
     check(found, trained(copy.deepcopy(model).double(), ids_BT))
-    with torchs_own():
+    with plainly():
         check(found, trained(model, ids_BT), rtol=1e-4)
 
 

@@ -22,7 +22,7 @@ from nachim.model.mla import MLAModule
 from nachim.spec import MLA, ALiBi, CompleteP, Decoder, NoPosition, RoPE, SwiGLU, UserError, YaRN
 from tests.model.contract import drawn, hold
 from tests.model.deepseek import theirs
-from tests.model.mixers import torchs_own
+from tests.plainly import plainly
 
 D, T, H = 24, 11, 4
 PARTS = {
@@ -191,7 +191,7 @@ def test_what_is_declared_is_what_autograd_keeps():
 
     x_BTD = torch.randn(2, 64, D, requires_grad=True)
     frame = Frame((2, 64), x_BTD.device)
-    with torchs_own(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with plainly(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.blocks[0](x_BTD, frame)
     shared = 2 * 64 * 4 * 4  # cosines and sines
     counted = sum(tensor.untyped_storage().nbytes() for tensor in own.values()) - shared

@@ -10,7 +10,7 @@ from nachim.spec import Attention, Decoder, SwiGLU, UserError
 
 WIDTHS = (*range(32, 512, 16), *range(512, 8193, 64))
 """Heads are 16 wide, from 512 on 64: members with heads of other widths lay up to 2 % of loss off the law of the others
-(`ideas/head_width.md`)."""
+(`ideas/shapes.md`)."""
 
 
 def shape(d_model: int, vocab_size: int) -> Decoder:

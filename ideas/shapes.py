@@ -1,4 +1,4 @@
-"""How far the runs of each shape lie off their study's law: python ideas/head_width.py
+"""How far the runs of each shape lie off their study's law: python ideas/shapes.py
 
 Every study kept in ideas/ is read by today's rules. A shape's residual is the mean, over its runs that count, of log
 measured over fitted loss: negative where they are better than the law of all shapes says.
