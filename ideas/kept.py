@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nachim.law import Observations, read
-from nachim.law.onset import weighed
+from nachim.law.early import late
 from nachim.spec import Run
 
 IDEAS = Path(__file__).parent
@@ -28,8 +28,8 @@ class Kept:
 
     @property
     def late(self) -> Observations:
-        """The runs, those that end before the onset with weight 0, as ladders are read."""
-        return weighed(self.runs)
+        """The runs, those that are early for the target with weight 0, as ladders are read for a forecast."""
+        return late(self.runs, self.target.train.tokens)
 
     def error(self, forecast: float) -> float:
         """How much larger than `forecast` the measured bpb is, in percent."""

@@ -31,7 +31,7 @@ def sealed(console: Console) -> None:
         obs, run = kept.late, kept.target
         cells = []
         for known in (True, False):
-            reading = study(obs, noise=run_noise(obs) if known else None)
+            reading = study(obs, noise=run_noise(kept.runs) if known else None)
             bpb, low, high = reading.predict(x=run.flops_per_token, tokens=run.train.tokens)
             errors[known].append(kept.error(float(bpb)))
             outside = "" if low <= kept.measured <= high else ", outside"

@@ -27,7 +27,7 @@ def main() -> None:
     found: dict[tuple[float, str], list[float]] = defaultdict(list)
     for kept in studies():
         obs = kept.late
-        reading = study(obs, noise=run_noise(obs), draws=40)
+        reading = study(obs, noise=run_noise(kept.runs), draws=40)
         for shape in sorted(set(obs.group.tolist())):
             rows = (obs.group == shape) & (obs.weight > 0)
             if rows.any():

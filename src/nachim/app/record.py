@@ -13,6 +13,7 @@ import numpy as np
 
 from nachim.app.fit import summarise
 from nachim.law import IsoFlop, Observations, Study, isoflop, read, study
+from nachim.law.early import late
 from nachim.law.forms import Array
 from nachim.spec import Machine, Part, Run, UserError
 
@@ -212,6 +213,8 @@ def _read_law(record: Record) -> None:
         if table.exists():
             record.obs = read(table)
             record.repeats = run_noise(record.obs)
+            if record.sealed_run:
+                record.obs = late(record.obs, record.sealed_run.train.tokens)
             record.reading = study(record.obs, noise=record.repeats, seed=seed)
         elif ended := [rung.run for rung in record.ladder if rung.bpb is not None]:
             record.obs = observe(record.root / "ladder", ended)

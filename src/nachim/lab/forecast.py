@@ -81,7 +81,7 @@ def forecast(reading: Study, run: Run) -> Forecast:
 def seal(prediction: Forecast, reading: Study, observations: Path, out: Path, target: Path) -> dict[str, Any]:
     """Write the sealed forecast to `out` and return it. Raises UserError when the run it is about has begun.
 
-    `sha256` covers every other field; `observations_sha256` the table the law was fitted to.
+    `sha256` covers every other field; `observations_sha256` the table of which the law was fitted to so many `runs`.
     """
     if target.exists():
         raise UserError(f"{target} has begun: a forecast is sealed before its run, so choose another folder")
@@ -94,6 +94,7 @@ def seal(prediction: Forecast, reading: Study, observations: Path, out: Path, ta
         "high": prediction.high,
         "level": LEVEL,
         "law": prediction.law,
+        "runs": int((reading.fit.sample.weight > 0).sum()),
         "coefficients": reading.coefficients,
         "noise": reading.noise,
         "observations_sha256": hashlib.sha256(observations.read_bytes()).hexdigest(),

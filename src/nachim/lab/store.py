@@ -12,7 +12,6 @@ from nachim.lab.ladder import Ladder, name_of
 from nachim.lab.work import result_of
 from nachim.law.flag import find
 from nachim.law.observe import Observations
-from nachim.law.onset import weighed
 from nachim.spec import Run, UserError
 
 
@@ -41,22 +40,18 @@ def doubts(root: Path, ladder: Ladder, observed: Observations) -> list[str]:
     found = [f"observations.csv, {flag}" for flag in find(observed)]
     if lost := diverged(root, ladder):
         found.insert(0, f"diverged, and left out of the law: {', '.join(lost)}")
-    if early := int((observed.weight == 0).sum()):
-        why = "end before their shape learns fastest, and are left out of the law"
-        found.insert(0, f"{early} of {len(observed)} runs {why}")
     return found
 
 
 def observe(root: Path, runs: Sequence[Run]) -> Observations:
     """One observation a finished run; `loss` is its validation bpb, the only loss that compares across tokenizers.
 
-    Runs that end before the onset of their curve have weight 0 (`nachim.law.onset`). Raises UserError when none is
-    finished.
+    Raises UserError when none is finished.
     """
     rows = finished(root, runs)
     if not rows:
         raise UserError(f"no run under {root} is finished: run the ladder first")
-    return weighed(table_of(rows))
+    return table_of(rows)
 
 
 def table_of(rows: Sequence[tuple[Run, dict[str, Any]]]) -> Observations:

@@ -33,6 +33,7 @@ from nachim.lab.verdict import judge
 from nachim.lab.work import Place, carry_out, result_of
 from nachim.law import Study as Reading
 from nachim.law import study as read_law
+from nachim.law.early import late
 from nachim.spec import Data, Machine, Part, Run, UserError
 from nachim.spec.disk import locked, write_text
 from nachim.train.loop import Watch
@@ -278,11 +279,11 @@ class Study:
         chains = sorted(ladder.chains, key=lambda chain: -chain_seconds(chain, pace.beside))
         carry_out_all(chains, self.root / folder, self.place(1), pace.workers, self.view.event, self.view.stopping)
 
-    def reading(self) -> Reading:
-        """The law through the ladder, with the run noise its repeated rung measured."""
+    def reading(self, target_tokens: float = 0) -> Reading:
+        """The law through the ladder, but for what is early for so many tokens, with the noise its repeats measured."""
         ladder = Ladder.load(self.root / "ladder.json")
         observed = observe(self.root / "ladder", ladder.runs)
-        return read_law(observed, noise=run_noise(observed), seed=self.question.seed)
+        return read_law(late(observed, target_tokens), noise=run_noise(observed), seed=self.question.seed)
 
     def forecast(self, plan: Plan, flops: float | None = None) -> dict[str, Any]:
         """The sealed forecast of the target run, of `flops` where given, in `forecast.json`.
@@ -297,8 +298,11 @@ class Study:
                 f"the ladder in {self.root} is not finished: go on with `nachim ladder` or `quickstart` first"
             )
         self.view.stage("forecast")
-        reading = self.reading()
-        run = self.target(plan, reading, flops)
+        run = self.target(plan, self.reading(), flops)
+        reading = self.reading(run.train.tokens)
+        if early := int((reading.fit.sample.weight == 0).sum()):
+            what = f"less than an eighth of the target's {run.train.tokens:,} tokens, and are left out of its law"
+            self.view.say(f"{early} of {len(reading.fit.sample.weight)} runs take {what}")
         try:
             prediction = forecast(reading, run)
         except UserError as error:
