@@ -1,7 +1,7 @@
 """Runs too short to speak of a target ten times as dear as any of them.
 
-Curves of small models bend where no law does: they fall slowly at first, then steeply, then ever more slowly. What comes
-before the last part tells little of it, and makes forecasts too good (`ideas/late_runs.md`).
+Curves of small models bend where no law does: they fall slowly at first, then steeply, then ever more slowly. What
+comes before the last part tells little of it, and makes forecasts too good (`ideas/late_runs.md`).
 """
 
 from __future__ import annotations
