@@ -1,8 +1,9 @@
 """What a prior on the laws' coefficients does to forecasts: python ideas/prior.py [--worlds 40]
 
-Prints, for every study kept in ideas/, the forecast of its target with the prior (as ladders are read) and without it,
-and by how much the measured loss missed each. Then the same for made-up ladders with the shapes and tokens of one of
-them, whose truth is drawn evenly over a range as wide as the prior, and not around its middle.
+Prints, for every study kept in ideas/, the forecast of its target as ladders are read, with the prior and without runs
+that are early for it, then with all runs, then without the prior, and by how much the measured loss missed each. Then
+the same for made-up ladders with the shapes and tokens of one of them, whose truth is drawn evenly over a range as wide
+as the prior, and not around its middle.
 """
 
 from __future__ import annotations
@@ -25,20 +26,22 @@ RUN_NOISE, SHAPE_NOISE = 0.008, 0.004
 
 def sealed(console: Console) -> None:
     """The table of studies."""
-    table = Table("study", "with the prior (90 %)", "error", "without (90 %)", "error")
-    errors: dict[bool, list[float]] = {True: [], False: []}
+    table = Table("study", "as ladders are read (90 %)", "error", "all runs", "error", "no prior", "error")
+    errors: list[list[float]] = []
     for kept in studies():
-        obs, run = kept.late, kept.target
-        cells = []
-        for known in (True, False):
-            reading = study(obs, noise=run_noise(kept.runs) if known else None)
-            bpb, low, high = reading.predict(x=run.flops_per_token, tokens=run.train.tokens)
-            errors[known].append(kept.error(float(bpb)))
+        run, noise, cells = kept.target, run_noise(kept.runs), []
+        errors.append([])
+        for obs, known in ((kept.late, noise), (kept.runs, noise), (kept.late, None)):
+            bpb, low, high = study(obs, noise=known).predict(x=run.flops_per_token, tokens=run.train.tokens)
+            errors[-1].append(kept.error(float(bpb)))
             outside = "" if low <= kept.measured <= high else ", outside"
-            cells += [f"{bpb:.4f} ({low:.3f}-{high:.3f})", f"{errors[known][-1]:+.2f} %{outside}"]
+            cells += [f"{bpb:.4f} ({low:.3f}-{high:.3f})", f"{errors[-1][-1]:+.2f} %{outside}"]
         table.add_row(kept.name, *cells)
-    means = [f"{np.sqrt(np.mean(np.square(errors[known]))):.2f} %" for known in (True, False)]
-    table.add_row("root mean square", "", means[0], "", means[1])
+    for name, sizes in (
+        ("root mean square", np.sqrt(np.mean(np.square(errors), axis=0))),
+        ("mean", np.mean(errors, axis=0)),
+    ):
+        table.add_row(name, *(cell for size in sizes for cell in ("", f"{size:+.2f} %")))
     console.print(table)
 
 
@@ -89,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worlds", type=int, default=40)
     worlds = parser.parse_args().worlds
-    console = Console(width=130)
+    console = Console(width=150)
     sealed(console)
     made_up(console, worlds)
 

@@ -216,7 +216,7 @@ def test_a_forecast_without_its_verdict(tmp_path):
 def test_a_refused_study_says_why(tmp_path):
     root = tmp_path / "refused"
     recipe, plan = begin_study(root)
-    climb(root, recipe, plan, Faker(fall=0.2, begins=plan.levels[-1] / 2))
+    climb(root, recipe, plan, Faker(fall=0.2, begins=plan.levels[-1] / 1.5))
     (root / "refused.json").write_text(json.dumps({"why": "the loss falls below what the cheaper runs forecast"}))
     page = write_report(root).read_text(encoding="utf-8")
     assert "No forecast was made: the loss falls below what the cheaper runs forecast." in page

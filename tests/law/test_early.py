@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nachim.law import study
-from nachim.law.early import LEAST_RUNS, SHARE, late
+from nachim.law.early import LEAST_RUNS, LEAST_SHAPES, SHARE, late
 from nachim.law.observe import Observations
 
 SCALES = (2.6e5, 5.1e5, 8.3e5, 1.3e6, 2.3e6)
@@ -38,14 +38,20 @@ def test_early_is_less_than_an_eighth_of_the_targets_tokens():
     assert (late(obs, 0).weight == obs.weight).all()
 
 
-def test_all_stay_where_too_few_would_be_left():
+def test_the_longest_stay_where_too_few_would_be_left():
     obs = ladder(law)
-    few = np.sort(obs.tokens)[-LEAST_RUNS + 1]
-    assert (late(obs, SHARE * few).weight == 1).all()
-    wide = obs.flops_per_token > 3e5  # of one shape many runs are late, of the others none
-    tokens = np.where(wide, 3e5, 2e6 + np.arange(len(obs)))
+    left = late(obs, SHARE * obs.tokens.max()).weight > 0
+    assert left.sum() == LEAST_RUNS and obs.tokens[left].min() > obs.tokens[~left].max()
+    wide = obs.flops_per_token > 3e5  # of one shape all runs are late, of the others none
+    tokens = np.where(wide, 3e5, 2e6) + np.arange(len(obs))
     narrow = Observations(flops_per_token=obs.flops_per_token, tokens=tokens, loss=obs.loss)
-    assert (late(narrow, 8e6).weight == 1).all()
+    assert len(set(obs.flops_per_token[late(narrow, 8e6).weight > 0])) >= LEAST_SHAPES
+
+
+def test_of_a_small_table_all_stay():
+    obs = ladder(law)
+    few = Observations(flops_per_token=obs.flops_per_token[:8], tokens=obs.tokens[:8], loss=obs.loss[:8])
+    assert (late(few, 1e9).weight == 1).all()
 
 
 def test_a_run_that_was_left_out_before_stays_out():

@@ -15,12 +15,15 @@ from nachim.law.observe import Observations
 SHARE = 8
 """A run is early when it takes less than one part in so many of the target's tokens."""
 LEAST_RUNS, LEAST_SHAPES = 9, 3
-"""What is left must be so many runs and shapes, or all of them stay."""
+"""So many runs and shapes are kept at least: those that take the most tokens."""
 
 
 def late(obs: Observations, target_tokens: float) -> Observations:
-    """`obs` with weight 0 on the runs that are early for a target of so many tokens, where enough others are left."""
-    weight = np.where(obs.tokens < target_tokens / SHARE, 0.0, obs.weight)
-    left = weight > 0
-    enough = left.sum() >= LEAST_RUNS and len(set(obs.x(obs.scales[0])[left].tolist())) >= LEAST_SHAPES
-    return dataclasses.replace(obs, weight=weight) if enough else obs
+    """`obs` with weight 0 on the runs that are early for a target of so many tokens."""
+    counts = obs.weight > 0
+    tokens, x = obs.tokens[counts], obs.x(obs.scales[0])[counts]
+    longest = [tokens[x == each].max() for each in np.unique(x)]
+    if len(tokens) < LEAST_RUNS or len(longest) < LEAST_SHAPES:
+        return obs
+    kept = min(np.sort(tokens)[-LEAST_RUNS], np.sort(longest)[-LEAST_SHAPES])
+    return dataclasses.replace(obs, weight=np.where(obs.tokens < min(target_tokens / SHARE, kept), 0.0, obs.weight))
