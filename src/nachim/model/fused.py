@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import subprocess
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nachim.model.native import compiled, reason
+from nachim.model import native
 
 LEVELS = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
 """What torch calls the instructions of a CPU, and what compilers do."""
-UNCOMPILED = "functions of our own could not be compiled"
+SOURCE = "fused.cpp"
 BLOCK, WIDEST = 64, 1024
 """Rows that are summed by themselves, and the most numbers of a head: as in `fused.cpp`."""
 
@@ -30,14 +28,10 @@ BLOCK, WIDEST = 64, 1024
 def library() -> ctypes.CDLL | None:
     """The functions, compiled where they were not; None, with one warning, where that failed."""
     level = LEVELS.get(torch.backends.cpu.get_cpu_capability())
-    try:
-        found = compiled("fused.cpp", ["-O3"] if level is None else ["-O3", level])
-    except (OSError, subprocess.SubprocessError) as error:
-        warnings.warn(
-            f"{UNCOMPILED} ({reason(error)}): small models train slower on this CPU; install g++, or name a compiler "
-            "in CXX",
-            stacklevel=2,
-        )
+    found = native.library(
+        SOURCE, ["-O3"] if level is None else ["-O3", level], "small models train slower on this CPU"
+    )
+    if found is None:
         return None
     pointer, number, real, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
     arguments = {

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import subprocess
-import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nachim.model.native import compiled, reason
+from nachim.model import native
 from nachim.spec import UserError
 
 FLAGS = ("-O3", *(f"-m{part}" for part in ("avx512f", "avx512bw", "avx512vl", "avx512bf16", "avx512vnni", "fma")))
@@ -36,14 +34,8 @@ def library() -> ctypes.CDLL | None:
     """The kernels, compiled where they were not; None, with one warning where that failed, if there are none."""
     if not fits():
         return None
-    try:
-        found = compiled("kernels.cpp", FLAGS)
-    except (OSError, subprocess.SubprocessError) as error:
-        warnings.warn(
-            f"kernels of our own could not be compiled ({reason(error)}): products in bf16 and in four "
-            "bits are torch's, slower for few rows; install g++, or name a compiler in CXX",
-            stacklevel=2,
-        )
+    found = native.library("kernels.cpp", FLAGS, "products in bf16 and in four bits are torch's, slower for few rows")
+    if found is None:
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_long
     found.dense_product.argtypes = [*[pointer] * 4, *[number] * 4, ctypes.c_int]

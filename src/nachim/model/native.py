@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,13 @@ def compiled(source: str, flags: Sequence[str]) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def reason(error: Exception) -> str:
-    """The first line of what a compiler, or the system, said."""
-    told = getattr(error, "stderr", None) or str(error)
-    return told.strip().splitlines()[0]
+def library(source: str, flags: Sequence[str], without: str) -> ctypes.CDLL | None:
+    """`compiled`; None, with a warning that says what is so `without`, where that fails."""
+    try:
+        return compiled(source, flags)
+    except (OSError, subprocess.SubprocessError) as error:
+        why = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
+        warnings.warn(
+            f"{source} could not be compiled ({why}): {without}; install g++, or name a compiler in CXX", stacklevel=3
+        )
+        return None

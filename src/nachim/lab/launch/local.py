@@ -123,7 +123,7 @@ def _begin(news: Any, stop: Any, parent: int) -> None:
     _news, _stop, _parent = news, stop, parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    warnings.filterwarnings("ignore", message=fused.UNCOMPILED)
+    warnings.filterwarnings("ignore", message=fused.SOURCE)
 
 
 def _work(chain: Chain, root: Path, place: Place) -> None:
