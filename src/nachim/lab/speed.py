@@ -19,7 +19,7 @@ from nachim.budget.shape import shape
 from nachim.budget.step_cost import StepCost, fit_step_cost
 from nachim.budget.throughput import Throughput
 from nachim.lab.work import Place, next_token_loss, settle
-from nachim.model import build
+from nachim.model import build, fused, native
 from nachim.model.decoder import initialise
 from nachim.spec import BPE, WSD, AdamW, AdamW8, Data, Muon, Run, ScheduleFreeAdamW, Train
 from nachim.train.guard import Guard
@@ -53,8 +53,9 @@ def measure_throughput(runs: Sequence[Run], place: Place, workers: int, seconds:
 
     The mean worker counts: cores that share caches and power are slower together than alone.
     """
+    fused.library()  # compiled before anything is timed, or the want of a compiler told, once
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=native.told_already) as pool:
         jobs = [pool.submit(_time_all, list(runs), place, seconds) for _ in range(workers)]
         times = np.mean([job.result() for job in jobs], axis=0)
     flops = [float(run.flops_per_token + run.model.head_flops_per_token) for run in runs]

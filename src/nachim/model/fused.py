@@ -19,7 +19,6 @@ from nachim.model import native
 
 LEVELS = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
 """What torch calls the instructions of a CPU, and what compilers do."""
-SOURCE = "fused.cpp"
 BLOCK, WIDEST = 64, 1024
 """Rows that are summed by themselves, and the most numbers of a head: as in `fused.cpp`."""
 
@@ -29,7 +28,7 @@ def library() -> ctypes.CDLL | None:
     """The functions, compiled where they were not; None, with one warning, where that failed."""
     level = LEVELS.get(torch.backends.cpu.get_cpu_capability())
     found = native.library(
-        SOURCE, ["-O3"] if level is None else ["-O3", level], "small models train slower on this CPU"
+        "fused.cpp", ["-O3"] if level is None else ["-O3", level], "small models train slower on this CPU"
     )
     if found is None:
         return None

@@ -38,12 +38,18 @@ def compiled(source: str, flags: Sequence[str]) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+def told_already() -> None:
+    """In a worker, whose parent has told what could not be compiled: not to tell it again."""
+    warnings.filterwarnings("ignore", message=r"\w+\.cpp could not be compiled")
+
+
 def library(source: str, flags: Sequence[str], without: str) -> ctypes.CDLL | None:
     """`compiled`; None, with a warning that says what is so `without`, where that fails."""
     try:
         return compiled(source, flags)
     except (OSError, subprocess.SubprocessError) as error:
-        why = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
+        failed = f"{error.cmd[0]} failed" if isinstance(error, subprocess.SubprocessError) else str(error)
+        why = (getattr(error, "stderr", None) or failed).strip().splitlines()[0]
         warnings.warn(
             f"{source} could not be compiled ({why}): {without}; install g++, or name a compiler in CXX", stacklevel=3
         )

@@ -7,7 +7,6 @@ import os
 import queue
 import signal
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +16,7 @@ from typing import Any
 
 from nachim.lab.ladder import Chain, name_of
 from nachim.lab.work import Place, carry_out_chain
-from nachim.model import fused
+from nachim.model import fused, native
 from nachim.spec import Run, UserError
 from nachim.train.loop import Watch
 from nachim.train.stopping import Stopped
@@ -123,7 +122,7 @@ def _begin(news: Any, stop: Any, parent: int) -> None:
     _news, _stop, _parent = news, stop, parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    warnings.filterwarnings("ignore", message=fused.SOURCE)
+    native.told_already()
 
 
 def _work(chain: Chain, root: Path, place: Place) -> None:
