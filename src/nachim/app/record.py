@@ -211,10 +211,10 @@ def _read_law(record: Record) -> None:
     table, seed = record.root / "observations.csv", record.files.get("study", {}).get("seed", 0)
     try:
         if table.exists():
-            record.obs = read(table)
-            record.repeats = run_noise(record.obs)
+            every = record.obs = read(table)
+            record.repeats = run_noise(every)
             if record.sealed_run:
-                record.obs = late(record.obs, record.sealed_run.train.tokens)
+                record.obs = late(every, record.sealed_run.train.tokens)
             record.reading = study(record.obs, noise=record.repeats, seed=seed)
         elif ended := [rung.run for rung in record.ladder if rung.bpb is not None]:
             record.obs = observe(record.root / "ladder", ended)
@@ -223,7 +223,7 @@ def _read_law(record: Record) -> None:
     if not record.reading or not record.obs:
         return
     try:
-        record.second = isoflop(record.obs, record.reading.fit.scale, seed)
+        record.second = isoflop(every, record.reading.fit.scale, seed)
     except UserError as error:
         record.gaps.append(f"There is no IsoFLOP second opinion: {error}.")
 
