@@ -34,6 +34,7 @@ from nachim.lab.work import Place, carry_out, result_of
 from nachim.law import Study as Reading
 from nachim.law import study as read_law
 from nachim.law.early import late
+from nachim.law.regime import check_regime
 from nachim.spec import Data, Machine, Part, Run, UserError
 from nachim.spec.disk import locked, write_text
 from nachim.train.loop import Watch
@@ -298,12 +299,14 @@ class Study:
                 f"the ladder in {self.root} is not finished: go on with `nachim ladder` or `quickstart` first"
             )
         self.view.stage("forecast")
-        run = self.target(plan, self.reading(), flops)
+        every = self.reading()
+        run = self.target(plan, every, flops)
         reading = self.reading(run.train.tokens)
         if early := int((reading.fit.sample.weight == 0).sum()):
             what = f"less than an eighth of the target's {run.train.tokens:,} tokens, and are left out of its law"
             self.view.say(f"{early} of {len(reading.fit.sample.weight)} runs take {what}")
         try:
+            check_regime(every.regime, run.flops)
             prediction = forecast(reading, run)
         except UserError as error:
             write_text(self.root / "refused.json", json.dumps({"why": str(error)}) + "\n")
