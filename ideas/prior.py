@@ -1,9 +1,9 @@
 """What a prior on the laws' coefficients does to forecasts: python ideas/prior.py [--worlds 40]
 
 Prints, for every study kept in ideas/, the forecast of its target as ladders are read, with the prior and without runs
-that are early for it, then with all runs, then without the prior, and by how much the measured loss missed each. Then
-the same for made-up ladders with the shapes and tokens of one of them, whose truth is drawn evenly over a range as wide
-as the prior, and not around its middle.
+that are early for it, then with all runs, then without the prior, and by how much the measured loss missed each; then
+ladders of the same minutes read as one; then made-up ladders with the shapes and tokens of one of them, whose truth is
+drawn evenly over a range as wide as the prior, and not around its middle.
 """
 
 from __future__ import annotations
@@ -43,6 +43,28 @@ def sealed(console: Console) -> None:
     ):
         table.add_row(name, *(cell for size in sizes for cell in ("", f"{size:+.2f} %")))
     console.print(table)
+
+
+def together(console: Console) -> None:
+    """The table of ladders of the same minutes read as one: what is left is no chance of single ladders."""
+    table = Table("ladders", "runs", "error of all runs", "late runs", "error")
+    for name in ("shapes/10min", "shapes/60min"):
+        group = [kept for kept in studies() if kept.name.startswith(name)]
+        cells = []
+        for obs in (pooled([kept.runs for kept in group]), pooled([kept.late for kept in group])):
+            reading, errors = study(obs, noise=RUN_NOISE), []
+            for kept in group:
+                bpb = reading.predict(x=kept.target.flops_per_token, tokens=kept.target.train.tokens)[0]
+                errors.append(f"{kept.error(float(bpb)):+.2f}")
+            cells += [str(int((obs.weight > 0).sum())), ", ".join(errors) + " %"]
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def pooled(tables: list[Observations]) -> Observations:
+    """The runs of several ladders as one table."""
+    columns = ("tokens", "loss", "flops_per_token", "flops", "group", "weight")
+    return Observations(**{name: np.concatenate([getattr(one, name) for one in tables]) for name in columns})
 
 
 def world(obs: Observations, rng: np.random.Generator, x: float, tokens: float) -> tuple[Observations, float]:
@@ -94,6 +116,7 @@ def main() -> None:
     worlds = parser.parse_args().worlds
     console = Console(width=150)
     sealed(console)
+    together(console)
     made_up(console, worlds)
 
 

@@ -33,7 +33,7 @@ from nachim.lab.verdict import judge
 from nachim.lab.work import Place, carry_out, result_of
 from nachim.law import Study as Reading
 from nachim.law import study as read_law
-from nachim.law.early import late
+from nachim.law.early import SHARE, late
 from nachim.law.regime import check_regime
 from nachim.spec import Data, Machine, Part, Run, UserError
 from nachim.spec.disk import locked, write_text
@@ -303,8 +303,8 @@ class Study:
         run = self.target(plan, every, flops)
         reading = self.reading(run.train.tokens)
         if early := int((reading.fit.sample.weight == 0).sum()):
-            what = f"less than an eighth of the target's {run.train.tokens:,} tokens, and are left out of its law"
-            self.view.say(f"{early} of {len(reading.fit.sample.weight)} runs take {what}")
+            short = f"take less than 1/{SHARE} of the target's {run.train.tokens:,} tokens"
+            self.view.say(f"{early} of {len(reading.fit.sample.weight)} runs {short}, and are left out of its law")
         try:
             check_regime(every.regime, run.flops)
             prediction = forecast(reading, run)
